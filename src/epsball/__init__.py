@@ -1,0 +1,23 @@
+"""Worst-case perturbations of differentiable models as convex programs, and how robust the model is."""
+
+from epsball.attack import Attack
+from epsball.errors import EpsballWarning, InputError, Status
+from epsball.local_models import Linear
+from epsball.objectives import (
+    CrossEntropy,
+    Custom,
+    Ensemble,
+    Margin,
+    Objective,
+    SquaredError,
+    TargetedMargin,
+    TrueScore,
+)
+from epsball.recipes import Recipe, recipe, recipes
+from epsball.result import AttackResult
+from epsball.schedule import Schedule
+from epsball.sets import ConstraintSet, Groups, LpBall, Partition, channels, patches, pixels
+from epsball.solvers import MinNorm, NormConstrained, RandomPoint
+from epsball.target_model import TargetModel
+
+__version__ = "0.1.0"

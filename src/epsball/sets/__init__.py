@@ -1,0 +1,8 @@
+"""Sets of allowed perturbations with their whole geometry."""
+
+from epsball.sets.base import ConstraintSet
+from epsball.sets.groups import Groups
+from epsball.sets.lp_ball import LpBall
+from epsball.sets.partition import Partition, channels, patches, pixels
+
+__all__ = ["ConstraintSet", "Groups", "LpBall", "Partition", "channels", "patches", "pixels"]

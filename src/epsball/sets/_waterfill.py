@@ -1,0 +1,125 @@
+"""Separable linear problems with one coupling constraint, exact after sorting (DESIGN.md 2.3 and 2.4).
+
+All arrays are (B, M) and non-negative: `weight` w, `cap` c. The solution of both problems has the form
+t_i = min(λ w_i^(q-1), c_i): entries rise together with the level λ and stop at their capacity. Sorted by the level at
+which each one stops, one cumulative sum gives λ exactly. Powers are taken in the logarithm, so that no order p near 1
+underflows, and sums in float64.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from epsball.tensors import order
+
+__all__ = ["fill_budget", "fill_gap", "greedy_fill", "soft_threshold"]
+
+
+def fill_budget(weight: Tensor, cap: Tensor, eps: Tensor, p: float) -> Tensor:
+    """Solve max Σ w_i t_i subject to Σ t_i^p ≤ ε^p, 0 ≤ t_i ≤ c_i; (B, M), exact for 1 ≤ p ≤ inf. ε may be 0, not inf."""
+    if p == math.inf:
+        return torch.where(weight > 0, torch.minimum(cap, eps[:, None]), torch.zeros_like(cap))
+    if p == 1.0:
+        return greedy_fill(weight, cap, torch.ones_like(cap), eps)
+    scale = torch.where(eps > 0, eps, torch.ones_like(eps)).double()[:, None]
+    log_w = _log_relative(weight)
+    # In units of ε no entry can exceed 1, so its power cannot overflow, and one that underflows did not count.
+    room = (cap.double() / scale).clamp_max(1.0)
+    log_level = _level(log_w, room, room.pow(p), torch.ones_like(eps).double(), p, power=p)
+    t = torch.minimum((log_level[:, None] + _rate(log_w, p)).exp() * scale, cap.double())
+    return torch.where((eps[:, None] > 0) & (weight > 0), t, 0.0).to(weight.dtype)
+
+
+def fill_gap(weight: Tensor, cap: Tensor, gap: Tensor, p: float) -> Tensor:
+    """Solve min ‖t‖_p subject to Σ w_i t_i ≥ gap, 0 ≤ t_i ≤ c_i; (B, M), exact. All c_i (w_i > 0) where they fall short."""
+    if p == 1.0:
+        return greedy_fill(weight, cap, weight, gap)
+    largest = weight.amax(1).clamp_min(torch.finfo(weight.dtype).tiny).double()
+    log_w = _log_relative(weight)
+    saturated = (weight.double() / largest[:, None]) * cap.double()
+    saturated = torch.where(saturated.isfinite(), saturated, 0.0)  # an entry without a capacity never stops
+    total = (gap.double() / largest).clamp_min(0.0)
+    log_level = _level(log_w, cap.double(), saturated, total, p, power=1.0)
+    t = torch.minimum((log_level[:, None] + _rate(log_w, p)).exp(), cap.double())
+    t = torch.where(t.isfinite(), t, 0.0)  # an infinite level over an infinite capacity: no weight at all
+    return torch.where((gap[:, None] > 0) & (weight > 0), t, 0.0).to(weight.dtype)
+
+
+def _log_relative(weight: Tensor) -> Tensor:
+    """Return log(w / max w), -inf where w is zero."""
+    largest = weight.amax(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+    return (weight.double() / largest.double()).log()
+
+
+def _rate(log_w: Tensor, p: float) -> Tensor:
+    """Return the logarithm of the rate w^(q-1); for p = inf every entry with a weight rises alike."""
+    return torch.where(log_w == -math.inf, log_w, (order(p) - 1.0) * log_w)
+
+
+def _level(log_w: Tensor, cap: Tensor, saturated: Tensor, total: Tensor, p: float, power: float) -> Tensor:
+    """Return log λ with Σ_stopped saturated_i + λ^power Σ_rising w_i^q = total; +inf where everything stops below it."""
+    log_stop = cap.log() - _rate(log_w, p)
+    log_stop = torch.where(cap > 0, log_stop, -math.inf)
+    log_stop, index = log_stop.sort(dim=1, stable=True)
+    stopped = saturated.gather(1, index)
+    before = stopped.cumsum(1) - stopped
+    slope = (order(p) * log_w).gather(1, index)
+    rising = slope.flip(1).logcumsumexp(1).flip(1)
+    log_level = ((total[:, None] - before).clamp_min(0.0).log() - rising) / power
+    valid = log_level <= log_stop
+    first = valid.to(torch.uint8).argmax(1, keepdim=True)
+    # The level lies beyond the previous stop; where rounding put it below, that stop is the answer.
+    floor = torch.where(first > 0, log_stop.gather(1, (first - 1).clamp_min(0)), -math.inf)
+    log_level = torch.maximum(log_level.gather(1, first), floor)[:, 0]
+    return torch.where(valid.any(1), log_level, math.inf)
+
+
+def greedy_fill(weight: Tensor, cap: Tensor, cost: Tensor, budget: Tensor) -> Tensor:
+    """Fill entries in the order of falling weight until Σ cost_i t_i = budget, 0 ≤ t_i ≤ c_i; the first of equals first.
+
+    With cost 1 it is the fractional knapsack (p = 1 inside bounds); with cost = weight the least ‖t‖₁ for a gap.
+    """
+    # An unlimited entry can take everything that is left, so all of the budget is capacity enough for it.
+    ordered, index = weight.sort(dim=1, descending=True, stable=True)
+    unit = cost.gather(1, index).double()
+    share = (
+        (unit * cap.gather(1, index).double()).nan_to_num(nan=0.0).clamp_max(budget.double().clamp_min(0.0)[:, None])
+    )
+    before = share.cumsum(1) - share
+    spent = torch.minimum((budget.double()[:, None] - before).clamp_min(0.0), share)
+    t = torch.where((ordered > 0) & (unit > 0), spent / unit, 0.0)
+    t = torch.minimum(t, cap.gather(1, index).double())
+    return torch.zeros_like(t).scatter(1, index, t).to(weight.dtype)
+
+
+def soft_threshold(z: Tensor, cap: Tensor, weight: Tensor, eps: Tensor) -> Tensor:
+    """Solve min ‖t - z‖₂ subject to Σ t_i / w_i ≤ ε, 0 ≤ t_i ≤ c_i; (B, M), exact: t_i = clamp(z_i - λ / w_i, 0, c_i).
+
+    Σ t_i / w_i is piecewise linear in λ with breakpoints w_i z_i (entry i leaves zero) and w_i (z_i - c_i) (it stops).
+    """
+    z, cap, weight, eps = z.double(), cap.double(), weight.double(), eps.double()
+    free = weight > 0
+    inverse = torch.where(free, 1.0 / weight, 0.0)
+    start = torch.where(free, weight * z, 0.0)
+    stop = torch.where(free, (weight * (z - cap)).clamp_min(0.0), 0.0)
+    levels, index = torch.cat([start, stop], 1).sort(dim=1, descending=True)
+    slopes = torch.cat([inverse.square(), -inverse.square()], 1).gather(1, index).cumsum(1)
+    drop = levels[:, :-1] - levels[:, 1:]
+    value = torch.cat([torch.zeros_like(levels[:, :1]), (slopes[:, :-1] * drop).cumsum(1)], 1)
+    reached = value >= eps[:, None]
+    first = reached.to(torch.uint8).argmax(1, keepdim=True)
+    previous = (first - 1).clamp_min(0)
+    slope = slopes.gather(1, previous)
+    level = levels.gather(1, previous) - (eps[:, None] - value.gather(1, previous)) / torch.where(slope > 0, slope, 1.0)
+    level = torch.where(reached.any(1, keepdim=True), level.clamp_min(0.0), 0.0)
+    # The set of entries between zero and their capacity is known now; solving for λ on it undoes the sums' rounding.
+    moving = free & (start > level) & (stop <= level)
+    fixed = torch.where(free & (stop > level), cap * inverse, 0.0).sum(1, keepdim=True)
+    weighted = torch.where(moving, z * inverse, 0.0).sum(1, keepdim=True)
+    squares = torch.where(moving, inverse.square(), 0.0).sum(1, keepdim=True)
+    exact = (weighted + fixed - eps[:, None]) / torch.where(squares > 0, squares, 1.0)
+    level = torch.where((level > 0) & (squares > 0), exact, level)
+    return torch.where(free, torch.minimum((z - level * inverse).clamp_min(0.0), cap), 0.0)

@@ -1,0 +1,138 @@
+"""The geometry that every set of allowed perturbations answers, under one batch-first signature."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import Any, Self, cast
+
+import torch
+from torch import Tensor
+
+from epsball.errors import InputError
+from epsball.randomness import Generators
+from epsball.tensors import dot
+from epsball.validation import check_bounds, check_eps
+
+__all__ = ["Bounds", "ConstraintSet"]
+
+Bounds = tuple[float | Tensor, float | Tensor]
+
+
+class ConstraintSet(ABC):
+    """C(x), the perturbations η allowed around x: a ball of size `eps` in the set's own norm, inside `bounds` - x.
+
+    eps: the budget in the units of x, a number or one for each sample (B,); inf leaves only the bounds.
+    bounds: the valid input range (lo, hi), numbers or tensors that broadcast to one sample; None for no range.
+
+    Every method takes batches: g, eta and x are (B, *S), gap is (B,). Entries outside the bounds already may only move
+    towards the range.
+    """
+
+    # Fields of the concrete sets, which are frozen dataclasses and order them as their callers expect.
+    eps: float | Tensor
+    bounds: Bounds | None
+
+    def __post_init__(self) -> None:
+        """Refuse a set that has no meaning."""
+        check_eps(self.eps)
+        check_bounds(self.bounds)
+
+    @abstractmethod
+    def lmo(self, g: Tensor, x: Tensor) -> Tensor:
+        """Solve max ⟨g, η⟩ over η in C(x); returns η (B, *S), zero where g is zero."""
+
+    @abstractmethod
+    def project(self, eta: Tensor, x: Tensor) -> Tensor:
+        """Solve min ‖η - eta‖₂ over η in C(x): the Euclidean projection, (B, *S)."""
+
+    @abstractmethod
+    def smallest(self, g: Tensor, gap: Tensor, x: Tensor) -> Tensor:
+        """Solve min size(η) subject to ⟨g, η⟩ ≥ gap and the bounds, whatever eps is; (B, *S).
+
+        Zero where gap ≤ 0. Where even the whole box falls short, the best corner: compare ⟨g, η⟩ with gap to know.
+        """
+
+    @abstractmethod
+    def size(self, eta: Tensor) -> Tensor:
+        """Compute the norm that `eps` limits, (B, *S) -> (B,)."""
+
+    @abstractmethod
+    def sample(self, x: Tensor, generators: Generators, *, boundary: bool = False) -> Tensor:
+        """Draw a random η in C(x), (B, *S); `boundary` spends the whole budget (the random baselines)."""
+
+    @abstractmethod
+    def step(self, share: float, eta: Tensor) -> ConstraintSet:
+        """Return the set for one of 1/share accumulated steps when eta has been accumulated so far."""
+
+    def support(self, g: Tensor, x: Tensor) -> Tensor:
+        """Compute max ⟨g, η⟩ over η in C(x): the support function, (B,)."""
+        return dot(g, self.lmo(g, x))
+
+    def contains(self, eta: Tensor, x: Tensor, tol: float | None = None) -> Tensor:
+        """Tell for each sample whether eta is in C(x), up to rounding (or the relative tolerance `tol`); (B,) bool."""
+        eps = self.eps_of(x)
+        if tol is None:
+            tol = 1e-5 if x.dtype == torch.float32 else 1e-9
+        # eta may come from a subtraction (x + eta) - x, which rounds in every entry at the scale of x.
+        noise = 2.0 * torch.finfo(x.dtype).eps * self.size(torch.where(eta == 0, 0.0, x.abs() + eta.abs()))
+        noise = torch.where(noise.isfinite(), noise, 0.0)
+        inside = self.size(eta) <= eps * (1.0 + tol) + noise
+        if self.bounds is not None and x.numel():
+            lo, hi = self.room(x)
+            slack = 4.0 * torch.finfo(x.dtype).eps * (1.0 + x.abs())
+            inside = inside & ((eta >= lo - slack) & (eta <= hi + slack)).flatten(1).all(1)
+        return inside & eta.flatten(1).isfinite().all(1)
+
+    def check(self, x: Tensor) -> None:
+        """Refuse a batch that the set does not fit: a wrong number of eps, weights or groups of another shape."""
+        self.size(x[:0])
+        self.eps_of(x)
+
+    def prepare(self, x: Tensor) -> ConstraintSet:
+        """Return the set with what it needs to know of the unperturbed inputs."""
+        return self
+
+    def repair(self, x: Tensor, eta: Tensor, updated: Tensor) -> Tensor:
+        """Return a point between eta and updated that lies in the set itself; convex sets return `updated`."""
+        return updated
+
+    def at(self, x: Tensor, eta: Tensor) -> ConstraintSet:
+        """Return this set as it is known at the current point; sets that do not depend on it return themselves."""
+        return self
+
+    def verify(self, x: Tensor, eta: Tensor) -> Tensor:
+        """Tell whether eta is in the set itself rather than in its model at one point; (B,) bool."""
+        return self.contains(eta, x)
+
+    def scaled(self, share: float) -> Self:
+        """Return the same set with its budget multiplied by share."""
+        return cast(Self, replace(cast(Any, self), eps=self.eps * share))
+
+    def take(self, index: Tensor) -> Self:
+        """Keep the budgets of some samples of the batch (an index may repeat)."""
+        if not isinstance(self.eps, Tensor) or self.eps.dim() == 0:
+            return self
+        return cast(Self, replace(cast(Any, self), eps=self.eps[index]))
+
+    def eps_of(self, x: Tensor) -> Tensor:
+        """Return eps as a (B,) tensor of x's type and device."""
+        eps = torch.as_tensor(self.eps, dtype=x.dtype, device=x.device)
+        if eps.dim() and len(eps) != len(x):
+            raise InputError(f"expected eps as a number or one for each of the {len(x)} samples, got {len(eps)}.")
+        return eps.expand(len(x))
+
+    def room(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return how far each entry may move down (≤ 0) and up (≥ 0) inside the bounds."""
+        if self.bounds is None:
+            return torch.full_like(x, -math.inf), torch.full_like(x, math.inf)
+        lo, hi = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in self.bounds)
+        return (lo - x).clamp_max(0.0), (hi - x).clamp_min(0.0)
+
+    def capacity(self, g: Tensor, x: Tensor) -> Tensor:
+        """Return the room of each entry in the direction of g's sign, ≥ 0."""
+        if self.bounds is None:
+            return torch.full_like(x, math.inf)
+        down, up = self.room(x)
+        return torch.where(g > 0, up, -down)

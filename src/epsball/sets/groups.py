@@ -1,0 +1,159 @@
+"""At most k groups of entries may change, each entry by at most ε: pixel, patch and channel attacks."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from epsball.errors import InputError
+from epsball.randomness import Generators, as_generators
+from epsball.sets._waterfill import fill_gap
+from epsball.sets.base import ConstraintSet
+from epsball.sets.partition import Partition, as_partition
+from epsball.tensors import expand, norm
+from epsball.validation import check_count
+
+__all__ = ["Groups"]
+
+_BISECTIONS = 200
+
+
+@dataclass(frozen=True, eq=False)
+class Groups(ConstraintSet):
+    """C(x) = {η : ‖η‖_0,S ≤ k, ‖η‖_∞ ≤ ε, lo ≤ x + η ≤ hi}, at most k groups of the partition S.
+
+    groups: `eb.pixels(channel_dim=1)`, `eb.patches(size)`, `eb.channels()`, a tensor of group numbers of the shape of
+    one sample, or lists of entry numbers. The set is not convex, but its linear problem is exact for every k: the k
+    groups with the largest sum of |g_i| min(ε, c_i), each entry at its end. So is the Euclidean projection.
+
+    Source: equations (22) and (23) of Balda, Behboodi, Mathar (2018), extended to k groups and bounds.
+    """
+
+    groups: Partition | Tensor | Sequence[Sequence[int]]
+    k: int = 1
+    eps: float | Tensor = math.inf
+    bounds: tuple[float | Tensor, float | Tensor] | None = None
+    used: Tensor | None = field(default=None, repr=False)  # (B, number of groups) bool: may not change any more
+
+    def __post_init__(self) -> None:
+        """Refuse k < 1 and groups that overlap or leave entries out."""
+        super().__post_init__()
+        check_count("k", self.k)
+        object.__setattr__(self, "groups", as_partition(self.groups))
+
+    def lmo(self, g: Tensor, x: Tensor) -> Tensor:
+        """Solve max ⟨g, η⟩ over at most k groups with |η_i| ≤ ε inside the bounds, (B, *S): equation (23), exact.
+
+        Of equal groups the first; zero where g is zero. Groups marked as used do not change.
+        """
+        reach = torch.minimum(expand(self.eps_of(x), x), self.capacity(g, x))
+        reach = torch.where(g == 0, 0.0, reach)
+        if not reach.isfinite().all():
+            raise InputError("expected a finite eps for groups without bounds, got eps=inf; give eps.")
+        return g.sign() * reach * self._best(g.abs() * reach)
+
+    def project(self, eta: Tensor, x: Tensor) -> Tensor:
+        """Solve min ‖η - eta‖₂ over the set, (B, *S), exact: the k groups in which clipping saves most."""
+        clipped = torch.clamp(eta, -expand(self.eps_of(x), x), expand(self.eps_of(x), x))
+        if self.bounds is not None:
+            clipped = torch.clamp(clipped, *self.room(x))
+        return clipped * self._best(eta.square() - (eta - clipped).square())
+
+    def smallest(self, g: Tensor, gap: Tensor, x: Tensor) -> Tensor:
+        """Solve min ‖η‖_∞ subject to ⟨g, η⟩ ≥ gap, at most k groups and the bounds, whatever eps is; (B, *S).
+
+        The least ε is found by bisection over the groups' choice, then exactly on the chosen groups. Where even the
+        whole range falls short, the best corner.
+        """
+        cap = torch.where(g == 0, 0.0, self.capacity(g, x))
+        weight = g.abs()
+        # With ε = gap / max group weight, capped by the range, one group alone would reach; beyond it nothing changes.
+        total = self._sums(weight)
+        high = torch.where(total.amax(1) > 0, gap.clamp_min(0.0) / total.amax(1).clamp_min(1e-300), 0.0)
+        if self.bounds is not None:
+            high = cap.flatten(1).amax(1)
+        low = torch.zeros_like(high)
+        for _ in range(_BISECTIONS):
+            middle = 0.5 * (low + high)
+            if bool(((middle <= low) | (middle >= high)).all()):
+                break
+            value = self._sums(weight * torch.minimum(cap, expand(middle, x)))
+            enough = self._top(value)[0].sum(1) >= gap
+            high, low = torch.where(enough, middle, high), torch.where(enough, low, middle)
+        chosen = self._best(weight * torch.minimum(cap, expand(high, x)))
+        t = fill_gap((weight * chosen).flatten(1), cap.flatten(1), gap, math.inf).view_as(x)
+        return g.sign() * t
+
+    def size(self, eta: Tensor) -> Tensor:
+        """Compute ‖η‖_∞, (B,): what eps limits."""
+        return norm(eta, math.inf)
+
+    def count(self, eta: Tensor) -> Tensor:
+        """Compute ‖η‖_0,S, the number of groups that changed; (B,) int64."""
+        return self._changed(eta).sum(1)
+
+    def contains(self, eta: Tensor, x: Tensor, tol: float | None = None) -> Tensor:
+        """Tell for each sample whether at most k groups changed, by at most ε, inside the bounds; (B,) bool."""
+        return super().contains(eta, x, tol) & (self.count(eta) <= self.k)
+
+    def sample(self, x: Tensor, generators: Generators, *, boundary: bool = False) -> Tensor:
+        """Draw k random groups and in each entry a uniform step, or with `boundary` a fair coin ±ε; (B, *S)."""
+        streams, eps = as_generators(generators, x), expand(self.eps_of(x), x)
+        if not eps.isfinite().all():
+            raise InputError("expected a finite eps to draw from, got eps=inf; give eps.")
+        number = self._number(x)
+        order = streams.fork(0).uniform((number,), x.dtype)
+        unit = streams.fork(1).coin(x.shape[1:], x.dtype)
+        if not boundary:
+            unit = 2.0 * streams.fork(1).uniform(x.shape[1:], x.dtype) - 1.0
+        eta = unit * eps * self._mask(self._top(order)[1], x)
+        return eta if self.bounds is None else torch.clamp(eta, *self.room(x))
+
+    def step(self, share: float, eta: Tensor) -> Groups:
+        """Return the set of the next new groups at the full ε: groups that changed already are excluded."""
+        return replace(self, k=max(1, round(self.k * share)), used=self._changed(eta))
+
+    def take(self, index: Tensor) -> Groups:
+        """Keep the budgets and used groups of some samples."""
+        kept = super().take(index)
+        return kept if self.used is None else replace(kept, used=self.used[index])
+
+    def _ids(self, x: Tensor) -> Tensor:
+        partition = self.groups
+        if not isinstance(partition, Partition):  # __post_init__ made it one
+            partition = as_partition(partition)
+        return partition.index(x.shape[1:], x.device)
+
+    def _number(self, x: Tensor) -> int:
+        number = int(self._ids(x).max()) + 1
+        if self.k > number:
+            raise InputError(f"expected k <= {number}, the number of groups, got k={self.k}.")
+        return number
+
+    def _sums(self, value: Tensor) -> Tensor:
+        """Add up the entries of each group: (B, *S) -> (B, number of groups)."""
+        ids = self._ids(value)
+        sums = value.new_zeros(len(value), self._number(value))
+        return sums.index_add(1, ids, value.flatten(1))
+
+    def _changed(self, eta: Tensor) -> Tensor:
+        return self._sums((eta != 0).to(eta.dtype)) > 0
+
+    def _top(self, score: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the k largest scores and their groups, the first of equals first, used groups last with score 0."""
+        if self.used is not None:
+            score = torch.where(self.used, -1.0, score)
+        value, index = score.sort(dim=1, descending=True, stable=True)
+        return value[:, : self.k].clamp_min(0.0), torch.where(value >= 0, index, -1)[:, : self.k]
+
+    def _best(self, value: Tensor) -> Tensor:
+        """Return 1 in the k groups with the largest sum of value, 0 elsewhere; (B, *S)."""
+        return self._mask(self._top(self._sums(value))[1], value)
+
+    def _mask(self, chosen: Tensor, x: Tensor) -> Tensor:
+        member = x.new_zeros(len(x), self._number(x) + 1).scatter(1, chosen % (self._number(x) + 1), 1.0)
+        return member[:, self._ids(x)].view_as(x)

@@ -1,0 +1,177 @@
+"""The weighted ℓp ball inside a box, for every real p in [1, inf]."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from epsball.errors import InputError
+from epsball.randomness import Generators, as_generators
+from epsball.sets._project import project_lp
+from epsball.sets._waterfill import fill_budget, fill_gap
+from epsball.sets.base import ConstraintSet
+from epsball.tensors import expand, norm, order
+from epsball.validation import check_p, check_weights
+
+__all__ = ["LpBall"]
+
+
+@dataclass(frozen=True, eq=False)
+class LpBall(ConstraintSet):
+    """C(x) = {η : ‖η / w‖_p ≤ ε, lo ≤ x + η ≤ hi}, the ball (not the sphere).
+
+    p: any real number in [1, inf]. eps: the radius in units of x, a number or (B,). bounds: (lo, hi) or None.
+    weights: w ≥ 0 of the shape of one sample; an entry of weight 0 is frozen.
+
+    lmo, support and smallest are exact for every p, also inside the bounds (sorted breakpoints, no iteration). project
+    is exact for p in {1, inf}, and for p = 2 without weights; otherwise Newton's method on one multiplier, to rounding.
+
+    Source: Theorem 2 and Proposition 1 of Balda, Behboodi, Mathar (2018), equations (6) and (9), extended to bounds.
+    """
+
+    p: float = math.inf
+    eps: float | Tensor = math.inf
+    bounds: tuple[float | Tensor, float | Tensor] | None = None
+    weights: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse p < 1, a negative eps, reversed bounds, negative weights."""
+        super().__post_init__()
+        check_p(self.p)
+        check_weights(self.weights)
+
+    def lmo(self, g: Tensor, x: Tensor) -> Tensor:
+        """Solve max ⟨g, η⟩ over ‖η / w‖_p ≤ ε inside the bounds; (B, *S), equation (6) extended to bounds.
+
+        Exact. Zero where g is zero; of equal entries at p = 1 the first.
+        """
+        eps = self.eps_of(x)
+        if self.p == math.inf:
+            radius = expand(eps, x) if self.weights is None else expand(eps, x) * self._w(x)
+            eta = torch.where(g == 0, 0.0, g.sign() * radius)  # 0 * inf: no direction, no step
+            # Zero is inside the room, so clamping this corner is the exact solution for p = inf, and for it alone.
+            eta = eta if self.bounds is None else torch.clamp(eta, *self.room(x))
+            if not eta.isfinite().all():
+                raise self._unlimited()
+            return eta
+        weight, scale = self._scaled_gradient(g)
+        if self.bounds is None:
+            if not eps.isfinite().all():
+                raise self._unlimited()
+            return g.sign() * expand(eps, x) * self._direction(weight).view_as(x) * scale
+        cap = self._scaled_cap(g, x)
+        full = norm(torch.where(weight > 0, cap, 0.0), self.p)
+        if not torch.minimum(eps, full).isfinite().all():
+            raise self._unlimited()
+        return g.sign() * fill_budget(weight, cap, torch.minimum(eps, full), self.p).view_as(x) * scale
+
+    def support(self, g: Tensor, x: Tensor) -> Tensor:
+        """Compute max ⟨g, η⟩ over C(x), (B,): ε‖w g‖_q without bounds, from the exact η with them."""
+        if self.bounds is not None:
+            return super().support(g, x)
+        scaled = g if self.weights is None else g * self._w(g)
+        return self.eps_of(x) * norm(scaled, order(self.p))
+
+    def smallest(self, g: Tensor, gap: Tensor, x: Tensor) -> Tensor:
+        """Solve min ‖η / w‖_p subject to ⟨g, η⟩ ≥ gap inside the bounds, whatever eps is; (B, *S), equation (9).
+
+        Exact. Zero where gap ≤ 0; where even the whole box falls short, its best corner.
+        """
+        weight, scale = self._scaled_gradient(g)
+        if self.bounds is None:
+            direction = self._direction(weight)
+            reach = (weight * direction).sum(1)  # = ‖w g‖_q
+            needed = torch.where(reach > 0, gap.clamp_min(0.0) / torch.where(reach > 0, reach, 1.0), 0.0)
+            return g.sign() * expand(needed, x) * direction.view_as(x) * scale
+        return g.sign() * fill_gap(weight, self._scaled_cap(g, x), gap, self.p).view_as(x) * scale
+
+    def project(self, eta: Tensor, x: Tensor) -> Tensor:
+        """Solve min ‖η - eta‖₂ over C(x), the Euclidean projection onto ball and box together; (B, *S)."""
+        weight = None if self.weights is None else self._w(x).flatten(1).expand(len(x), -1)
+        eps = self.eps_of(x)
+        if weight is None and self.p == math.inf:
+            eta = torch.clamp(eta, -expand(eps, x), expand(eps, x))
+            return eta if self.bounds is None else torch.clamp(eta, *self.room(x))
+        cap = self.capacity(eta, x).flatten(1)
+        return eta.sign() * project_lp(eta.flatten(1).abs(), cap, weight, eps, self.p).view_as(x)
+
+    def size(self, eta: Tensor) -> Tensor:
+        """Compute ‖η / w‖_p, (B,); inf where a frozen entry moved."""
+        if self.weights is None:
+            return norm(eta, self.p)
+        w = self._w(eta)
+        return norm(
+            torch.where(w > 0, eta / w.clamp_min(torch.finfo(eta.dtype).tiny), eta.abs() * math.inf).nan_to_num(
+                nan=0.0, posinf=math.inf, neginf=math.inf
+            ),
+            self.p,
+        )
+
+    def sample(self, x: Tensor, generators: Generators, *, boundary: bool = False) -> Tensor:
+        """Draw η uniformly from the ball, brought inside the bounds by clamping; (B, *S).
+
+        `boundary`: p = inf a fair coin ±ε in every entry; otherwise a Gaussian direction of norm ε (paper 6.2).
+        """
+        streams, shape = as_generators(generators, x), x.shape[1:]
+        eps = self.eps_of(x)
+        if not eps.isfinite().all():
+            raise self._unlimited()
+        if self.p == math.inf:
+            unit = streams.coin(shape, x.dtype) if boundary else 2.0 * streams.uniform(shape, x.dtype) - 1.0
+        elif boundary:
+            unit = streams.normal(shape, x.dtype)
+            unit = unit / expand(norm(unit, self.p), unit)
+        else:
+            # Uniform in the ball: generalised normal entries and one exponential (Barthe et al. 2005).
+            power = streams.fork(0).gamma(1.0 / self.p, shape, x.dtype)
+            extra = -streams.fork(1).uniform((1,), x.dtype).log()[:, 0]
+            total = (power.flatten(1).sum(1) + extra).pow(1.0 / self.p)
+            unit = streams.fork(2).coin(shape, x.dtype) * power.pow(1.0 / self.p) / expand(total, x)
+        eta = unit * expand(eps, x) if self.weights is None else unit * expand(eps, x) * self._w(x)
+        return eta if self.bounds is None else torch.clamp(eta, *self.room(x))
+
+    def step(self, share: float, eta: Tensor) -> LpBall:
+        """Return the ball of radius share · ε: the triangle inequality keeps the sum of the steps inside."""
+        return self.scaled(share)
+
+    def _w(self, x: Tensor) -> Tensor:
+        """Return the weights as (1, *S)."""
+        weights = torch.as_tensor(self.weights, dtype=x.dtype, device=x.device)
+        if weights.shape != x.shape[1:]:
+            raise InputError(
+                f"expected weights of the shape of one sample, {tuple(x.shape[1:])}, got {tuple(weights.shape)}."
+            )
+        return weights[None]
+
+    def _scaled_gradient(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Return |w g| as (B, M) and w, for the problem in η / w."""
+        if self.weights is None:
+            return g.flatten(1).abs(), g.new_ones(())
+        w = self._w(g)
+        return (g * w).flatten(1).abs(), w
+
+    def _scaled_cap(self, g: Tensor, x: Tensor) -> Tensor:
+        cap = self.capacity(g, x)
+        if self.weights is not None:
+            w = self._w(x)
+            cap = torch.where(w > 0, cap / torch.where(w > 0, w, 1.0), 0.0)
+        return cap.flatten(1)
+
+    def _direction(self, weight: Tensor) -> Tensor:
+        """Return the η ≥ 0 with ‖η‖_p = 1 that maximises ⟨weight, η⟩, zero for a zero weight; (B, M)."""
+        if self.p == math.inf:
+            return (weight > 0).to(weight.dtype)
+        largest = weight.amax(1, keepdim=True)
+        if self.p == 1.0:
+            first = torch.zeros_like(weight).scatter(1, weight.argmax(1, keepdim=True), 1.0)
+            return torch.where(largest > 0, first, 0.0)
+        ratio = weight / torch.where(largest > 0, largest, 1.0)  # so that no power overflows for p near 1
+        power = ratio if self.p == 2.0 else ratio.pow(order(self.p) - 1.0)
+        length = norm(power, self.p)[:, None]
+        return power / torch.where(length > 0, length, 1.0)
+
+    def _unlimited(self) -> InputError:
+        return InputError("expected a finite eps for a norm-constrained problem without bounds, got eps=inf; give eps.")

@@ -1,0 +1,8 @@
+"""Formulations: which convex problem is solved over the set at each linearisation."""
+
+from epsball.solvers.base import Formulation, Step
+from epsball.solvers.min_norm import MinNorm
+from epsball.solvers.norm_constrained import NormConstrained
+from epsball.solvers.random_point import RandomPoint
+
+__all__ = ["Formulation", "MinNorm", "NormConstrained", "RandomPoint", "Step"]

@@ -1,0 +1,42 @@
+"""What every formulation answers: the step δ that solves its problem on the local model."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from epsball.local_models import Expansion
+from epsball.sets.base import ConstraintSet
+
+__all__ = ["Formulation", "Step", "each_piece"]
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A solution δ (B, *S), and whether the problem had one, (B,) bool; where not, δ is the best there is."""
+
+    delta: Tensor
+    feasible: Tensor
+
+
+class Formulation(ABC):
+    """Problem (5) or (8) of the paper, or none."""
+
+    #: Whether the local model is needed at all (a random baseline needs none).
+    uses_model: bool = True
+    #: Whether ε bounds each problem (then an accumulated step gets a share of it) or is only compared with at the end.
+    budgeted: bool = True
+
+    @abstractmethod
+    def solve(self, expansion: Expansion, constraint: ConstraintSet, point: Tensor) -> Step:
+        """Solve the problem over the constraint around the point (B, *S)."""
+
+
+def each_piece(expansion: Expansion, constraint: ConstraintSet, point: Tensor) -> tuple[Tensor, ConstraintSet, Tensor]:
+    """Lay all pieces out as one batch (B·C, *S), so that one call of the set answers for all of them."""
+    batch, count = expansion.value.shape
+    index = torch.arange(batch, device=point.device).repeat_interleave(count)
+    return expansion.gradient.flatten(0, 1), constraint.take(index), point[index]

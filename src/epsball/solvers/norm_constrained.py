@@ -1,0 +1,34 @@
+"""The norm-constrained problem: the largest linearised gain inside the set."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from epsball.local_models import Expansion
+from epsball.sets.base import ConstraintSet
+from epsball.solvers.base import Formulation, Step, each_piece
+
+__all__ = ["NormConstrained"]
+
+
+@dataclass(frozen=True)
+class NormConstrained(Formulation):
+    """Solve max_δ max_c value_c + ⟨gradient_c, δ⟩ over δ in C: problems (5), (10), (16) and (22) of the paper.
+
+    Exact: the maximum of affine functions over C is the largest of value_c + support_C(gradient_c), attained at
+    that piece's lmo. Of equal pieces the first. Always feasible.
+    """
+
+    def solve(self, expansion: Expansion, constraint: ConstraintSet, point: Tensor) -> Step:
+        """Take the piece with the largest value plus support; δ (B, *S)."""
+        feasible = torch.ones(len(point), dtype=torch.bool, device=point.device)
+        if expansion.value.shape[1] == 1:
+            return Step(constraint.lmo(expansion.gradient[:, 0], point), feasible)
+        gradient, repeated, points = each_piece(expansion, constraint, point)
+        reach = expansion.value + repeated.support(gradient, points).view_as(expansion.value)
+        best = reach.nan_to_num(nan=-torch.inf).argmax(1)
+        chosen = expansion.gradient[torch.arange(len(point), device=point.device), best]
+        return Step(constraint.lmo(chosen, point), feasible)

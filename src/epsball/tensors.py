@@ -1,0 +1,51 @@
+"""Per-sample arithmetic: the first dimension is the batch, everything after it belongs to one sample."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+__all__ = ["dot", "expand", "finite", "norm", "order"]
+
+
+def expand(value: Tensor, like: Tensor) -> Tensor:
+    """View a (B,) tensor so that it broadcasts against a (B, *S) one."""
+    return value.reshape(value.shape[0], *([1] * (like.dim() - 1)))
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """Compute ⟨a, b⟩ of each sample, (B, *S) x (B, *S) -> (B,)."""
+    return (a * b).flatten(1).sum(1)
+
+
+def norm(a: Tensor, p: float) -> Tensor:
+    """Compute ‖a‖_p of each sample for any p in [1, inf], (B, *S) -> (B,), without overflow or underflow."""
+    flat = a.flatten(1)
+    if flat.shape[1] == 0:
+        return flat.new_zeros(flat.shape[0])
+    if p == 1.0:
+        return flat.abs().sum(1)
+    largest = flat.abs().amax(1)
+    if p == math.inf:
+        return largest
+    # Divided by the largest entry, no power over- or underflows; a sample of zeros stays at zero.
+    scale = torch.where((largest > 0) & largest.isfinite(), largest, torch.ones_like(largest))
+    ratio = flat.abs() / scale[:, None]
+    total = ratio.square().sum(1).sqrt() if p == 2.0 else ratio.pow(p).sum(1).pow(1.0 / p)
+    return scale * total
+
+
+def order(p: float) -> float:
+    """Return the dual order q = p / (p - 1) of p."""
+    if p == 1.0:
+        return math.inf
+    return 1.0 if p == math.inf else p / (p - 1.0)
+
+
+def finite(a: Tensor) -> Tensor:
+    """Tell for each sample whether all its entries are finite, (B, *S) -> (B,) bool."""
+    # A sum would overflow on large finite values; the largest magnitude is not finite exactly when an entry is not.
+    flat = a.flatten(1)
+    return flat.abs().amax(1).isfinite() if flat.shape[1] else flat.new_ones(flat.shape[0], dtype=torch.bool)
