@@ -3,6 +3,7 @@
 from epsball.attack import Attack
 from epsball.errors import EpsballWarning, InputError, Status
 from epsball.local_models import Linear
+from epsball.metrics import Robustness, first_order_distance, fooling_curve, psnr, robustness
 from epsball.objectives import (
     CrossEntropy,
     Custom,
@@ -16,7 +17,7 @@ from epsball.objectives import (
 from epsball.recipes import Recipe, recipe, recipes
 from epsball.result import AttackResult
 from epsball.schedule import Schedule
-from epsball.sets import ConstraintSet, Groups, LpBall, Partition, channels, patches, pixels
+from epsball.sets import ConstraintSet, Groups, LpBall, Oracle, Partition, channels, patches, pixels
 from epsball.solvers import MinNorm, NormConstrained, RandomPoint
 from epsball.target_model import TargetModel
 

@@ -61,7 +61,7 @@ class Attack:
 
     def with_eps(self, eps: float | Tensor) -> Attack:
         """Return the same attack with another budget."""
-        return replace(self, constraint=replace(self.constraint, eps=eps))  # type: ignore[type-var]
+        return replace(self, constraint=self.constraint.with_eps(eps))
 
     def __call__(
         self,
@@ -255,7 +255,8 @@ def _attempt(
         done = torch.zeros(len(batch.index), dtype=torch.bool, device=point.device)
         if stops and not dithered:
             done = batch.objective.success(expansion.outputs, batch.target)
-        broken, flat = ~expansion.finite(), expansion.flat()
+        finite, flat = expansion.finite_and_flat()
+        broken = ~finite
         state.broken[batch.index] = broken & ~done
         state.flat[batch.index] = flat & ~done
         # Without dither to come, a zero gradient stays where it is.
@@ -289,7 +290,7 @@ def _step(attack: Attack, batch: _Batch, expansion: Expansion, point: Tensor, sh
         updated = batch.eta + solution.delta
     else:
         solution = attack.formulation.solve(expansion, local.scaled(share), point)
-        updated = batch.constraint.project(batch.eta + solution.delta, batch.x)
+        updated = local.total(batch.eta).project(batch.eta + solution.delta, batch.x)
     return batch.constraint.repair(batch.x, batch.eta, updated), solution.feasible
 
 
@@ -341,8 +342,11 @@ def _place(x: Tensor, eta: Tensor, constraint: ConstraintSet) -> Tensor:
     moved = x + eta
     if constraint.bounds is None:
         return moved
-    lo, hi = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in constraint.bounds)
-    return torch.where(eta == 0, x, torch.maximum(torch.minimum(moved, hi), lo))
+    lo, hi = constraint.bounds
+    if not isinstance(lo, Tensor) and not isinstance(hi, Tensor):
+        return torch.clamp(moved, lo, hi)
+    low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in (lo, hi))
+    return torch.clamp(moved, low, high)
 
 
 def _certify(

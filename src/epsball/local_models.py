@@ -38,13 +38,11 @@ class Expansion:
         shift = torch.stack([dot(self.gradient[:, c], offset) for c in range(pieces)], 1)
         return replace(self, value=self.value - shift)
 
-    def finite(self) -> Tensor:
-        """Tell for each sample whether all values and gradients are finite, (B,) bool."""
-        return self.value.isfinite().all(1) & self.gradient.flatten(1).isfinite().all(1)
-
-    def flat(self) -> Tensor:
-        """Tell for each sample whether every gradient is exactly zero, (B,) bool."""
-        return (self.gradient == 0).flatten(1).all(1)
+    def finite_and_flat(self) -> tuple[Tensor, Tensor]:
+        """Tell for each sample whether all values and gradients are finite, and whether all gradients are exactly zero."""
+        # One reduction answers both: the largest magnitude is NaN or inf where an entry is.
+        largest = torch.linalg.vector_norm(self.gradient.flatten(1), torch.inf, dim=1)
+        return largest.isfinite() & self.value.isfinite().all(1), largest == 0
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class Objective(ABC):
         return self.pieces(outputs, target).amax(1)
 
     def success(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Tell whether a sample with these outputs counts as a success, (B,) bool; never where outputs are not finite."""
+        """Tell whether a sample with these outputs is a success, (B,) bool; never where outputs are not finite."""
         wrong = outputs.argmax(1) != target if self.classifies else self.gain(outputs, target) > 0
         return wrong & outputs.flatten(1).isfinite().all(1)
 
@@ -206,8 +206,8 @@ class SquaredError(Objective):
         return (outputs - target).flatten(1).square().sum(1, keepdim=True)
 
     def success(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Tell whether the error exceeds the threshold, (B,)."""
-        return self.gain(outputs, target) > self.threshold
+        """Tell whether the error exceeds the threshold, (B,); never where outputs are not finite."""
+        return (self.gain(outputs, target) > self.threshold) & outputs.flatten(1).isfinite().all(1)
 
     def check(self, outputs: Tensor, target: Tensor | None, batch: int) -> Tensor:
         """Refuse a target of another shape than the output."""
@@ -236,8 +236,14 @@ class Custom(Objective):
         return value[:, None]
 
     def success(self, outputs: Tensor, target: Tensor) -> Tensor:
-        """Tell whether the gain exceeds 0, or what `succeeds` says; (B,)."""
-        return super().success(outputs, target) if self.succeeds is None else self.succeeds(outputs, target)
+        """Tell whether the gain exceeds 0, or what `succeeds` says; (B,), never where outputs are not finite."""
+        if self.succeeds is None:
+            return super().success(outputs, target)
+        said = self.succeeds(outputs, target)
+        if not isinstance(said, Tensor) or said.shape != outputs.shape[:1] or said.dtype != torch.bool:
+            what = f"{tuple(said.shape)}, {said.dtype}" if isinstance(said, Tensor) else type(said).__name__
+            raise InputError(f"expected succeeds to return one bool a sample, ({len(outputs)},), got {what}.")
+        return said & outputs.flatten(1).isfinite().all(1)
 
 
 @dataclass(frozen=True)
@@ -254,7 +260,7 @@ class Ensemble(Objective):
         """Refuse an empty ensemble and objectives that need the outputs at the unperturbed input."""
         if not self.models or not all(callable(model) for model in self.models):
             raise InputError("expected at least one surrogate model, each a callable x -> scores (B, K).")
-        if self.objective.needs_clean or self.objective.surrogates:
+        if self.objective.needs_clean or self.objective.surrogates or isinstance(self.objective, SquaredError):
             raise InputError(f"expected a plain objective for the surrogates, got {self.objective!r}.")
         object.__setattr__(self, "surrogates", tuple(self.models))
 
@@ -262,7 +268,20 @@ class Ensemble(Objective):
         """Compute the mean gain over the surrogates' outputs (B, models, K), (B, 1)."""
         if outputs.dim() == 2:  # the judged model's own outputs
             return self.objective.gain(outputs, target)[:, None]
-        return torch.stack([self.objective.gain(o, target) for o in outputs.unbind(1)], 1).mean(1, keepdim=True)
+        each = [self.objective.gain(two_class(o), target) for o in outputs.unbind(1)]
+        return torch.stack(each, 1).mean(1, keepdim=True)
+
+    def success(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Tell whether the judged model's outputs are a success of the objective, (B,)."""
+        return self.objective.success(outputs, target)
+
+    def take(self, index: Tensor) -> Ensemble:
+        """Keep what the objective knows of some samples."""
+        return replace(self, objective=self.objective.take(index))
+
+    def check(self, outputs: Tensor, target: Tensor | None, batch: int) -> Tensor:
+        """Refuse labels that are not classes of the judged model, the objective's own included."""
+        return (self.objective if self.objective.classifies else super()).check(outputs, target, batch)
 
 
 def two_class(outputs: Tensor) -> Tensor:

@@ -64,7 +64,7 @@ class Generators:
 
     def uniform(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Draw from the open interval (0, 1): (B, *shape)."""
-        bits = 53 if dtype == torch.float64 else 23
+        bits = 52 if dtype == torch.float64 else 23  # one less than the type holds, or the last half would round to 1
         return (_shift(self.bits(shape), 64 - bits).to(dtype) + 0.5) * 2.0**-bits
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:

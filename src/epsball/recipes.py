@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
 
 from epsball.attack import Attack
 from epsball.errors import InputError, unknown_name
-from epsball.objectives import CrossEntropy, Ensemble, Margin, Objective, SquaredError, TargetedMargin, TrueScore
+from epsball.objectives import CrossEntropy, Ensemble, Margin, Objective, TargetedMargin, TrueScore
 from epsball.schedule import Schedule
 from epsball.sets import ConstraintSet, Groups, LpBall, Partition, pixels
 from epsball.solvers import Formulation, MinNorm, NormConstrained, RandomPoint
@@ -35,7 +35,7 @@ class Recipe:
     objective: Callable[[dict[str, Any]], Objective]
     schedule: Callable[[int], Schedule]
     steps: int = 1
-    formulation: Formulation = NormConstrained()
+    formulation: Formulation = field(default_factory=NormConstrained)
     family: str = "ball"  # or "groups"
     order: float | None = None  # the norm order p, where the recipe fixes it
     options: tuple[str, ...] = ()
@@ -50,7 +50,7 @@ class Recipe:
     @property
     def pattern(self) -> re.Pattern[str]:
         """The names that this row answers to."""
-        return re.compile(re.escape(self.name).replace(r"\-T", r"-(?P<steps>\d+)") + "$")
+        return re.compile(re.escape(self.name).replace(r"\-T", r"-(?P<steps>\d+)"))
 
 
 _PAPER = "Balda, Behboodi, Mathar 2018"
@@ -194,10 +194,13 @@ def recipes() -> tuple[Recipe, ...]:
 def find(name: str) -> tuple[Recipe, int | None]:
     """Return the row that a name belongs to, and the number of steps in the name."""
     for row in _ROWS:
-        match = row.pattern.match(name)
+        match = row.pattern.fullmatch(name) if isinstance(name, str) else None
         if match:
             return row, int(match["steps"]) if "steps" in row.pattern.groupindex else None
-    raise unknown_name("attack", name, [row.name for row in _ROWS])
+    # Suggest names that can be typed: with the number of steps that was asked for, or the row's own.
+    asked = re.search(r"-(\d+)$", str(name))
+    known = [row.name.replace("-T", f"-{asked[1] if asked else row.steps}") for row in _ROWS]
+    raise unknown_name("attack", name, known)
 
 
 def recipe(
@@ -229,7 +232,9 @@ def recipe(
     count = named if named is not None else row.steps if steps is None else steps
     check_count("steps", count)
     if not row.iterative and row.family == "ball" and count != 1:
-        raise InputError(f"{name!r} takes one step, got steps={count}; use an iterative recipe such as 'bim' or 'alg1-T'.")
+        raise InputError(
+            f"{name!r} takes one step, got steps={count}; use an iterative recipe such as 'bim' or 'alg1-T'."
+        )
     unknown = [option for option in options if option not in row.options]
     if unknown:
         raise InputError(f"unexpected option {unknown[0]!r} for {name!r}; it takes {', '.join(row.options) or 'none'}.")
@@ -248,7 +253,7 @@ def recipe(
         constraint=_constraint(row, p, eps, bounds, weights, groups, k * count if row.family == "groups" else k),
         objective=objective,
         formulation=row.formulation,
-        schedule=_replace(schedule, changes),
+        schedule=replace(schedule, **changes),
     )
 
 
@@ -264,18 +269,14 @@ def _constraint(
     budget = math.inf if eps is None else eps
     if row.family == "groups":
         if p not in (None, math.inf) or weights is not None:
-            raise InputError(f"{row.name!r} changes groups by at most eps in each entry; it takes neither p nor weights.")
+            raise InputError(
+                f"{row.name!r} changes groups by at most eps in each entry; it takes neither p nor weights."
+            )
         return Groups(pixels(channel_dim=1) if groups is None else groups, k=k, eps=budget, bounds=bounds)
     if groups is not None:
         raise InputError(f"{row.name!r} is no group recipe; leave groups out or use one whose name contains 'pixel'.")
     order = row.order if row.order is not None else math.inf if p is None else p
     return LpBall(p=order, eps=budget, bounds=bounds, weights=weights)
-
-
-def _replace(schedule: Schedule, changes: dict[str, Any]) -> Schedule:
-    from dataclasses import replace
-
-    return replace(schedule, **changes) if changes else schedule
 
 
 def _required(options: dict[str, Any], name: str, recipe_name: str) -> Any:

@@ -22,8 +22,8 @@ class Schedule:
     number or one for each step. random_start: begin at a random point of the set.
     update: "accumulate" adds the steps (the sum of the shares is at most 1, so the triangle inequality keeps it in the
     ball: Algorithm 1); "project" projects onto the set after each step, of any size (Madry's PGD).
-    stop: "success" leaves a sample at its first success and drops it from the batch, "never" takes all steps; by default
-    "success" for objectives that classify. restarts: attempts with new random draws, the best kept.
+    stop: "success" leaves a sample at its first success and drops it from the batch, "never" takes all steps; by
+    default "success" for objectives that classify. restarts: attempts with new random draws, the best kept.
     """
 
     steps: int = 1

@@ -22,8 +22,8 @@ class TargetModel:
 
     model: a torch.nn.Module or any callable. selector: a key or attribute name, an index, or a function of the output.
 
-    As a context manager it puts every sub-module in eval mode and stops gradients of the parameters; on exit, also after
-    an error, each one's own mode and flag return. `.grad` and hooks are never touched.
+    As a context manager it puts every sub-module in eval mode and stops gradients of the parameters; on exit, also
+    after an error, each one's own mode and flag return. `.grad` and hooks are never touched.
     """
 
     def __init__(self, model: Callable[[Tensor], Any] | TargetModel, selector: Selector | None = None) -> None:

@@ -70,6 +70,8 @@ def check_weights(weights: object) -> None:
         return
     if not isinstance(weights, Tensor):
         raise InputError(f"expected weights as a tensor of the shape of one sample, got {type(weights).__name__}.")
+    if weights.is_complex():
+        raise InputError(f"expected real weights, got {weights.dtype}.")
     if not bool((weights.isfinite() & (weights >= 0)).all()):
         raise InputError("expected finite weights >= 0 (0 freezes an entry), got a negative or non-finite one.")
 
@@ -119,8 +121,9 @@ def check_bounds_contain(x: Tensor, bounds: tuple[float | Tensor, float | Tensor
             f"expected bounds that broadcast to one sample {tuple(x.shape[1:])}, got {tuple(lo.shape)} and "
             f"{tuple(hi.shape)}."
         ) from error
-    slack = 8.0 * torch.finfo(x.dtype).eps * torch.maximum(lo.abs(), hi.abs()).clamp_min(1.0)
-    if not bool(((x >= lo - slack) & (x <= hi + slack)).all()):
+    rounding = 8.0 * torch.finfo(x.dtype).eps  # of each bound by itself: the other one may be infinite
+    below, above = x < lo - rounding * lo.abs().clamp_min(1.0), x > hi + rounding * hi.abs().clamp_min(1.0)
+    if bool((below | above).any()):
         raise InputError(
             f"expected inputs inside bounds [{float(lo.amin()):g}, {float(hi.amax()):g}], got values from "
             f"{float(x.amin()):g} to {float(x.amax()):g}; rescale x or give the bounds of your data."
@@ -183,8 +186,14 @@ def check_sample_id(sample_id: Tensor | None, x: Tensor) -> Tensor:
     """Return the sample numbers as (B,) int64, 0 .. B-1 by default."""
     if sample_id is None:
         return torch.arange(len(x), device=x.device)
-    if not isinstance(sample_id, Tensor) or sample_id.is_floating_point() or sample_id.shape != (len(x),):
-        raise InputError(f"expected sample_id as an integer tensor of shape ({len(x)},), one number a sample.")
+    if not isinstance(sample_id, Tensor):
+        raise InputError(f"expected sample_id as an integer tensor ({len(x)},), got {type(sample_id).__name__}.")
+    whole = not (sample_id.is_floating_point() or sample_id.is_complex() or sample_id.dtype == torch.bool)
+    if not whole or sample_id.shape != (len(x),):
+        raise InputError(
+            f"expected sample_id as an integer tensor of shape ({len(x)},), one number a sample, got shape "
+            f"{tuple(sample_id.shape)}, {sample_id.dtype}."
+        )
     return sample_id.to(device=x.device, dtype=torch.int64)
 
 

@@ -3,6 +3,7 @@
 from epsball.sets.base import ConstraintSet
 from epsball.sets.groups import Groups
 from epsball.sets.lp_ball import LpBall
+from epsball.sets.oracle import Oracle
 from epsball.sets.partition import Partition, channels, patches, pixels
 
-__all__ = ["ConstraintSet", "Groups", "LpBall", "Partition", "channels", "patches", "pixels"]
+__all__ = ["ConstraintSet", "Groups", "LpBall", "Oracle", "Partition", "channels", "patches", "pixels"]

@@ -26,7 +26,8 @@ def project_lp(z: Tensor, cap: Tensor, weight: Tensor | None, eps: Tensor, p: fl
         return torch.where(outside[:, None], fill_budget(z, cap, safe, p), inside)
     weight = torch.ones_like(z) if weight is None else weight
     if p == math.inf:
-        return torch.minimum(inside, eps[:, None] * weight)
+        # A frozen entry stays at zero also when eps is inf, where 0 * inf is not a number.
+        return torch.minimum(inside, torch.where(weight > 0, eps[:, None] * weight, 0.0))
     if p == 1.0:
         return soft_threshold(z, cap, weight, eps).to(z.dtype)
     return _by_multiplier(z.double(), cap.double(), weight.double(), eps.double(), p).to(z.dtype)
@@ -41,13 +42,14 @@ def _by_multiplier(z: Tensor, cap: Tensor, weight: Tensor, eps: Tensor, p: float
     outside = norm(start * inverse, p) > eps
     scale = torch.where(outside & (eps > 0), eps, torch.ones_like(eps))[:, None]
 
-    # In units of ε: u = t / (w ε) with Σ u^p = 1, and t + λ t^(p-1) / w^p = z.
-    log_low, log_high = _bracket(z, cap, inverse, scale, p)
-    log_level = 0.5 * (log_low + log_high)
+    # In units of ε: u = t / (w ε) with Σ u^p = 1 and u + (λ / w²) u^(p-1) = z / w, so that no w^p overflows.
+    ratio = z * inverse / scale
+    log_low, log_high = _bracket(z, inverse, scale, p)
+    log_level = log_high - 10.0
     t = start
     for _ in range(_MAX_STEPS):
-        kappa = log_level.exp()[:, None] * inverse.pow(p)
-        unclipped = _root(z / scale, kappa, p) * scale
+        kappa = log_level.exp()[:, None] * inverse.square()
+        unclipped = _root(ratio, kappa, p) * weight * scale
         t = torch.minimum(unclipped, cap)
         u = t * inverse / scale
         total = u.pow(p).sum(1)
@@ -57,7 +59,7 @@ def _by_multiplier(z: Tensor, cap: Tensor, weight: Tensor, eps: Tensor, p: float
             break
         log_low = torch.where(error > 0, log_level, log_low)
         log_high = torch.where(error > 0, log_high, log_level)
-        # d log t / d log λ = -κ t^(p-1) / (t + (p-1) κ t^(p-1)) where the entry is not at its capacity, with κ t^(p-1) = z - t.
+        # d log t / d log λ = -(z - t) / (t + (p-1) (z - t)) where the entry is not at its capacity.
         pull = (z - t).clamp_min(0.0)
         slope = torch.where((unclipped < cap) & (t > 0), -pull / (t + (p - 1.0) * pull), 0.0)
         gradient = (u.pow(p) * slope).sum(1) / total
@@ -67,26 +69,27 @@ def _by_multiplier(z: Tensor, cap: Tensor, weight: Tensor, eps: Tensor, p: float
     return torch.where(outside[:, None], torch.where(eps[:, None] > 0, t, 0.0), start)
 
 
-def _bracket(z: Tensor, cap: Tensor, inverse: Tensor, scale: Tensor, p: float) -> tuple[Tensor, Tensor]:
+def _bracket(z: Tensor, inverse: Tensor, scale: Tensor, p: float) -> tuple[Tensor, Tensor]:
     """Return log λ (in units of ε) below and above the root, (B,) each."""
-    count = z.shape[1]
-    # Above: λ so large that even t ≤ (z w^p / λ)^(1/(p-1)) gives Σ u^p ≤ 1; below: 1e-30 of the least multiplier that matters.
-    log_z = torch.where(z > 0, (z / scale).log(), -math.inf)
-    log_w = torch.where(inverse > 0, -inverse.clamp_min(1e-300).log(), 0.0)
-    each = log_z + p * log_w + (p - 1.0) * (math.log(count) / p - log_w)
-    high = each.amax(1).nan_to_num(nan=0.0, neginf=0.0) + 1.0
-    return high - 75.0 - 2.0 * p * (log_w.amax(1) - log_w.amin(1)), high
+    moves = (z > 0) & (inverse > 0)
+    each = torch.where(moves, z / scale, 1.0).log() - torch.where(moves, inverse, 1.0).log()  # log of z w
+    # Above: λ so large that even u ≤ (z w / λ)^(1/(p-1)) gives Σ u^p ≤ 1. Below: u ≤ 1 at the root, so an entry that
+    # gives way by a share δ there has λ ≥ δ z w, and the norm is met to more than 1e-30.
+    high = torch.where(moves, each, -math.inf).amax(1) + (p - 1.0) / p * math.log(z.shape[1]) + 1.0
+    low = torch.where(moves, each, math.inf).amin(1) - 75.0
+    none = ~moves.any(1)
+    return torch.where(none, -1.0, low), torch.where(none, 1.0, high)
 
 
-def _root(z: Tensor, kappa: Tensor, p: float) -> Tensor:
-    """Solve t + κ t^(p-1) = z for t ≥ 0, entry by entry, by Newton's method from the right of a convex function."""
+def _root(v: Tensor, kappa: Tensor, p: float) -> Tensor:
+    """Solve u + κ u^(p-1) = v for u ≥ 0, entry by entry, by Newton's method from the right of a convex function."""
     if p == 2.0:
-        return z / (1.0 + kappa)
-    # For p < 2 the function is convex in s = t^(p-1) instead; both forms read s^a + c s = z with a > 1.
+        return v / (1.0 + kappa)
+    # For p < 2 the function is convex in s = u^(p-1) instead; both forms read s^a + c s = r with a > 1.
     power, linear = (p - 1.0, 1.0 / kappa) if p > 2.0 else (1.0 / (p - 1.0), kappa)
-    right = z / kappa if p > 2.0 else z
-    positive = (right > 0) & kappa.isfinite() & (kappa > 0)
-    right, linear = torch.where(positive, right, 1.0), torch.where(positive, linear, 1.0)
+    right = v / kappa if p > 2.0 else v
+    solve = (right > 0) & right.isfinite() & linear.isfinite() & (linear > 0)
+    right, linear = torch.where(solve, right, 1.0), torch.where(solve, linear, 1.0)
     s = torch.minimum(right.pow(1.0 / power), right / linear)
     for _ in range(60 + int(2.0 * power)):
         ahead = s.pow(power)
@@ -94,5 +97,5 @@ def _root(z: Tensor, kappa: Tensor, p: float) -> Tensor:
         s = (s - change).clamp_min(1e-300)
         if bool((change.abs() <= 1e-15 * s).all()):
             break
-    t = s if p > 2.0 else s.pow(power)
-    return torch.where(positive, t, torch.where(kappa > 0, 0.0, z))
+    u = s if p > 2.0 else s.pow(power)
+    return torch.where(solve, u, torch.where(kappa > 1.0, 0.0, v))  # beyond the range of numbers: no pull, or all of it

@@ -19,7 +19,7 @@ __all__ = ["fill_budget", "fill_gap", "greedy_fill", "soft_threshold"]
 
 
 def fill_budget(weight: Tensor, cap: Tensor, eps: Tensor, p: float) -> Tensor:
-    """Solve max Σ w_i t_i subject to Σ t_i^p ≤ ε^p, 0 ≤ t_i ≤ c_i; (B, M), exact for 1 ≤ p ≤ inf. ε may be 0, not inf."""
+    """Solve max Σ w_i t_i subject to Σ t_i^p ≤ ε^p, 0 ≤ t_i ≤ c_i; (B, M), exact. ε may be 0, not inf."""
     if p == math.inf:
         return torch.where(weight > 0, torch.minimum(cap, eps[:, None]), torch.zeros_like(cap))
     if p == 1.0:
@@ -34,7 +34,7 @@ def fill_budget(weight: Tensor, cap: Tensor, eps: Tensor, p: float) -> Tensor:
 
 
 def fill_gap(weight: Tensor, cap: Tensor, gap: Tensor, p: float) -> Tensor:
-    """Solve min ‖t‖_p subject to Σ w_i t_i ≥ gap, 0 ≤ t_i ≤ c_i; (B, M), exact. All c_i (w_i > 0) where they fall short."""
+    """Solve min ‖t‖_p subject to Σ w_i t_i ≥ gap, 0 ≤ t_i ≤ c_i; (B, M), exact. All c_i where they fall short."""
     if p == 1.0:
         return greedy_fill(weight, cap, weight, gap)
     largest = weight.amax(1).clamp_min(torch.finfo(weight.dtype).tiny).double()
@@ -60,7 +60,7 @@ def _rate(log_w: Tensor, p: float) -> Tensor:
 
 
 def _level(log_w: Tensor, cap: Tensor, saturated: Tensor, total: Tensor, p: float, power: float) -> Tensor:
-    """Return log λ with Σ_stopped saturated_i + λ^power Σ_rising w_i^q = total; +inf where everything stops below it."""
+    """Return log λ with Σ_stopped saturated_i + λ^power Σ_rising w_i^q = total; +inf where all stop below it."""
     log_stop = cap.log() - _rate(log_w, p)
     log_stop = torch.where(cap > 0, log_stop, -math.inf)
     log_stop, index = log_stop.sort(dim=1, stable=True)
@@ -78,7 +78,7 @@ def _level(log_w: Tensor, cap: Tensor, saturated: Tensor, total: Tensor, p: floa
 
 
 def greedy_fill(weight: Tensor, cap: Tensor, cost: Tensor, budget: Tensor) -> Tensor:
-    """Fill entries in the order of falling weight until Σ cost_i t_i = budget, 0 ≤ t_i ≤ c_i; the first of equals first.
+    """Fill entries in the order of falling weight until Σ cost_i t_i = budget, 0 ≤ t_i ≤ c_i; of equals the first.
 
     With cost 1 it is the fractional knapsack (p = 1 inside bounds); with cost = weight the least ‖t‖₁ for a gap.
     """
@@ -117,9 +117,21 @@ def soft_threshold(z: Tensor, cap: Tensor, weight: Tensor, eps: Tensor) -> Tenso
     level = torch.where(reached.any(1, keepdim=True), level.clamp_min(0.0), 0.0)
     # The set of entries between zero and their capacity is known now; solving for λ on it undoes the sums' rounding.
     moving = free & (start > level) & (stop <= level)
-    fixed = torch.where(free & (stop > level), cap * inverse, 0.0).sum(1, keepdim=True)
-    weighted = torch.where(moving, z * inverse, 0.0).sum(1, keepdim=True)
+    full = free & (stop > level)
+    fixed = torch.where(full, cap * inverse, 0.0).sum(1, keepdim=True)
     squares = torch.where(moving, inverse.square(), 0.0).sum(1, keepdim=True)
-    exact = (weighted + fixed - eps[:, None]) / torch.where(squares > 0, squares, 1.0)
-    level = torch.where((level > 0) & (squares > 0), exact, level)
-    return torch.where(free, torch.minimum((z - level * inverse).clamp_min(0.0), cap), 0.0)
+    # Measured from the last entry to leave its capacity or zero, so that a small ε is not lost beside a large z.
+    anchor = torch.where(moving, start, -math.inf).amax(1, keepdim=True)
+    anchor = torch.where((level > 0) & (squares > 0), anchor, level)
+    above = torch.where(free, z - anchor * inverse, 0.0)
+    used = torch.where(moving, above * inverse, 0.0).sum(1, keepdim=True)
+    rise = (eps[:, None] - fixed - used) / torch.where(squares > 0, squares, 1.0)
+    rise = torch.where((level > 0) & (squares > 0), rise, 0.0)
+    t = torch.minimum((above + rise * inverse).clamp_min(0.0), cap)
+    t = torch.where(free, torch.where(full & (level > 0), cap, t), 0.0)
+    # Where ε is below the rounding of z, the projection cannot be told from the point that maximises ⟨z, t⟩.
+    far = (start.amax(1) > 1e15 * eps * torch.where(free, weight, math.inf).amin(1))[:, None] & (level > 0)
+    corner = weight * greedy_fill(start, (cap * inverse).nan_to_num(nan=0.0), torch.ones_like(cap), eps)
+    t = torch.where(far, corner, t)
+    spent = (t * inverse).sum(1, keepdim=True)
+    return torch.where((level > 0) & (spent > eps[:, None]), t * (eps[:, None] / spent), t)

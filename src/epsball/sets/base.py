@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import Any, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ class ConstraintSet(ABC):
     towards the range.
     """
 
+    #: Whether a convex combination of two of its points lies in the set.
+    convex: ClassVar[bool] = True
     # Fields of the concrete sets, which are frozen dataclasses and order them as their callers expect.
     eps: float | Tensor
     bounds: Bounds | None
@@ -78,7 +80,8 @@ class ConstraintSet(ABC):
         # eta may come from a subtraction (x + eta) - x, which rounds in every entry at the scale of x.
         noise = 2.0 * torch.finfo(x.dtype).eps * self.size(torch.where(eta == 0, 0.0, x.abs() + eta.abs()))
         noise = torch.where(noise.isfinite(), noise, 0.0)
-        inside = self.size(eta) <= eps * (1.0 + tol) + noise
+        size = self.size(eta)
+        inside = (size <= eps * (1.0 + tol) + noise) & size.isfinite()  # a frozen entry that moved has size inf
         if self.bounds is not None and x.numel():
             lo, hi = self.room(x)
             slack = 4.0 * torch.finfo(x.dtype).eps * (1.0 + x.abs())
@@ -109,6 +112,14 @@ class ConstraintSet(ABC):
     def scaled(self, share: float) -> Self:
         """Return the same set with its budget multiplied by share."""
         return cast(Self, replace(cast(Any, self), eps=self.eps * share))
+
+    def with_eps(self, eps: float | Tensor) -> Self:
+        """Return the same set with another budget."""
+        return cast(Self, replace(cast(Any, self), eps=eps))
+
+    def total(self, eta: Tensor) -> ConstraintSet:
+        """Return the set of whole perturbations, for a set made by `at` for steps from x + eta."""
+        return self
 
     def take(self, index: Tensor) -> Self:
         """Keep the budgets of some samples of the batch (an index may repeat)."""

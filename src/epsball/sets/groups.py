@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,6 +33,8 @@ class Groups(ConstraintSet):
 
     Source: equations (22) and (23) of Balda, Behboodi, Mathar (2018), extended to k groups and bounds.
     """
+
+    convex: ClassVar[bool] = False
 
     groups: Partition | Tensor | Sequence[Sequence[int]]
     k: int = 1
@@ -61,7 +64,8 @@ class Groups(ConstraintSet):
         clipped = torch.clamp(eta, -expand(self.eps_of(x), x), expand(self.eps_of(x), x))
         if self.bounds is not None:
             clipped = torch.clamp(clipped, *self.room(x))
-        return clipped * self._best(eta.square() - (eta - clipped).square())
+        # What the group saves, eta² - (eta - clipped)², without the cancellation (or overflow) of a large eta.
+        return clipped * self._best(clipped * (2.0 * eta - clipped))
 
     def smallest(self, g: Tensor, gap: Tensor, x: Tensor) -> Tensor:
         """Solve min ‖η‖_∞ subject to ⟨g, η⟩ ≥ gap, at most k groups and the bounds, whatever eps is; (B, *S).
@@ -71,20 +75,19 @@ class Groups(ConstraintSet):
         """
         cap = torch.where(g == 0, 0.0, self.capacity(g, x))
         weight = g.abs()
-        # With ε = gap / max group weight, capped by the range, one group alone would reach; beyond it nothing changes.
-        total = self._sums(weight)
-        high = torch.where(total.amax(1) > 0, gap.clamp_min(0.0) / total.amax(1).clamp_min(1e-300), 0.0)
-        if self.bounds is not None:
-            high = cap.flatten(1).amax(1)
+        # An entry alone reaches the gap at gap / weight: no least ε is larger, also where a bound is infinite.
+        alone = expand(gap.clamp_min(0.0), x) / torch.where(weight > 0, weight, 1.0)
+        limit = torch.minimum(cap, alone.clamp_max(torch.finfo(x.dtype).max))
+        high = limit.flatten(1).amax(1)
         low = torch.zeros_like(high)
         for _ in range(_BISECTIONS):
             middle = 0.5 * (low + high)
             if bool(((middle <= low) | (middle >= high)).all()):
                 break
-            value = self._sums(weight * torch.minimum(cap, expand(middle, x)))
+            value = self._sums(weight * torch.minimum(limit, expand(middle, x)))
             enough = self._top(value)[0].sum(1) >= gap
             high, low = torch.where(enough, middle, high), torch.where(enough, low, middle)
-        chosen = self._best(weight * torch.minimum(cap, expand(high, x)))
+        chosen = self._best(weight * torch.minimum(limit, expand(high, x)))
         t = fill_gap((weight * chosen).flatten(1), cap.flatten(1), gap, math.inf).view_as(x)
         return g.sign() * t
 

@@ -18,6 +18,8 @@ from epsball.validation import check_p, check_weights
 
 __all__ = ["LpBall"]
 
+_LARGE = 1e18
+
 
 @dataclass(frozen=True, eq=False)
 class LpBall(ConstraintSet):
@@ -49,18 +51,16 @@ class LpBall(ConstraintSet):
         Exact. Zero where g is zero; of equal entries at p = 1 the first.
         """
         eps = self.eps_of(x)
+        if self.bounds is None and not eps.isfinite().all():
+            raise self._unlimited()
         if self.p == math.inf:
-            radius = expand(eps, x) if self.weights is None else expand(eps, x) * self._w(x)
-            eta = torch.where(g == 0, 0.0, g.sign() * radius)  # 0 * inf: no direction, no step
+            # Finite, so that an entry without a gradient stays at zero where only the bounds limit the others.
+            radius = expand(eps.clamp_max(_LARGE), x)
+            eta = g.sign() * (radius if self.weights is None else radius * self._w(x))
             # Zero is inside the room, so clamping this corner is the exact solution for p = inf, and for it alone.
-            eta = eta if self.bounds is None else torch.clamp(eta, *self.room(x))
-            if not eta.isfinite().all():
-                raise self._unlimited()
-            return eta
+            return eta if self.bounds is None else torch.clamp(eta, *self.room(x))
         weight, scale = self._scaled_gradient(g)
         if self.bounds is None:
-            if not eps.isfinite().all():
-                raise self._unlimited()
             return g.sign() * expand(eps, x) * self._direction(weight).view_as(x) * scale
         cap = self._scaled_cap(g, x)
         full = norm(torch.where(weight > 0, cap, 0.0), self.p)
@@ -73,7 +73,8 @@ class LpBall(ConstraintSet):
         if self.bounds is not None:
             return super().support(g, x)
         scaled = g if self.weights is None else g * self._w(g)
-        return self.eps_of(x) * norm(scaled, order(self.p))
+        length = norm(scaled, order(self.p))
+        return torch.where(length == 0, 0.0, self.eps_of(x) * length)  # also for eps = inf
 
     def smallest(self, g: Tensor, gap: Tensor, x: Tensor) -> Tensor:
         """Solve min ‖η / w‖_p subject to ⟨g, η⟩ ≥ gap inside the bounds, whatever eps is; (B, *S), equation (9).
@@ -103,12 +104,8 @@ class LpBall(ConstraintSet):
         if self.weights is None:
             return norm(eta, self.p)
         w = self._w(eta)
-        return norm(
-            torch.where(w > 0, eta / w.clamp_min(torch.finfo(eta.dtype).tiny), eta.abs() * math.inf).nan_to_num(
-                nan=0.0, posinf=math.inf, neginf=math.inf
-            ),
-            self.p,
-        )
+        frozen = torch.where(eta == 0, 0.0, math.inf)
+        return norm(torch.where(w > 0, eta / torch.where(w > 0, w, 1.0), frozen), self.p)
 
     def sample(self, x: Tensor, generators: Generators, *, boundary: bool = False) -> Tensor:
         """Draw η uniformly from the ball, brought inside the bounds by clamping; (B, *S).
@@ -126,10 +123,12 @@ class LpBall(ConstraintSet):
             unit = unit / expand(norm(unit, self.p), unit)
         else:
             # Uniform in the ball: generalised normal entries and one exponential (Barthe et al. 2005).
-            power = streams.fork(0).gamma(1.0 / self.p, shape, x.dtype)
+            # |entry|^p is Gamma(1/p) = Gamma(1 + 1/p) U^p; U^p itself would underflow for a large p.
+            entry = streams.fork(0).gamma(1.0 + 1.0 / self.p, shape, x.dtype).pow(1.0 / self.p)
+            entry = entry * streams.fork(3).uniform(shape, x.dtype)
             extra = -streams.fork(1).uniform((1,), x.dtype).log()[:, 0]
-            total = (power.flatten(1).sum(1) + extra).pow(1.0 / self.p)
-            unit = streams.fork(2).coin(shape, x.dtype) * power.pow(1.0 / self.p) / expand(total, x)
+            total = (entry.pow(self.p).flatten(1).sum(1) + extra).pow(1.0 / self.p)
+            unit = streams.fork(2).coin(shape, x.dtype) * entry / expand(total, x)
         eta = unit * expand(eps, x) if self.weights is None else unit * expand(eps, x) * self._w(x)
         return eta if self.bounds is None else torch.clamp(eta, *self.room(x))
 

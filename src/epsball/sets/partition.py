@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import index
 
 import torch
 from torch import Tensor
@@ -86,12 +87,27 @@ def as_partition(groups: Partition | Tensor | Sequence[Sequence[int]]) -> Partit
     if isinstance(groups, Partition):
         return groups
     if isinstance(groups, Tensor):
-        if groups.is_floating_point() or groups.numel() == 0:
-            raise InputError("expected groups as an integer tensor of the shape of one sample.")
-        if int(groups.min()) < 0 or not bool((groups.reshape(-1).bincount() > 0).all()):
-            raise InputError("expected group numbers 0, 1, 2, ... without a gap, got others; renumber them.")
-        return Partition(f"{int(groups.max()) + 1} groups", lambda shape: groups)
-    members = [torch.as_tensor(list(group), dtype=torch.int64) for group in groups]
+        if groups.dtype == torch.bool or groups.is_floating_point() or groups.is_complex() or groups.numel() == 0:
+            raise InputError(
+                "expected groups as an integer tensor of the shape of one sample, got shape "
+                f"{tuple(groups.shape)}, {groups.dtype}."
+            )
+        numbers = groups.to(torch.int64)  # uint8 would index as a mask
+        present = sorted(set(numbers.flatten().tolist()))
+        if present != list(range(len(present))):
+            raise InputError(
+                "expected group numbers 0, 1, 2, ... without a gap, got "
+                f"{len(present)} numbers from {present[0]} to {present[-1]}; renumber them."
+            )
+        return Partition(f"{len(present)} groups", lambda shape: numbers)
+    try:
+        lists = [[index(i) for i in group] for group in groups]
+    except TypeError as error:
+        raise InputError(
+            "expected groups as eb.pixels(), eb.patches(size), eb.channels(), an integer tensor, or lists of entry "
+            f"numbers, got {type(groups).__name__}: {error}."
+        ) from error
+    members = [torch.tensor(group, dtype=torch.int64) for group in lists]
     if not members or any(m.numel() == 0 for m in members):
         raise InputError("expected at least one group, each with at least one entry.")
     flat = torch.cat(members)

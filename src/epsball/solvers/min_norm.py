@@ -51,4 +51,4 @@ class MinNorm(Formulation):
         corner = (value + reached).nan_to_num(nan=-torch.inf).argmax(1)
         best = torch.where(feasible, nearest, corner)
         rows = torch.arange(len(point), device=point.device)
-        return Step(delta.unflatten(0, value.shape)[rows, best], feasible)
+        return Step(delta.view(*value.shape, *delta.shape[1:])[rows, best], feasible)

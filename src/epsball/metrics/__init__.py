@@ -1,0 +1,7 @@
+"""How robust a model is, measured: fooling ratios, distances to the decision boundary, signal-to-noise ratios."""
+
+from epsball.metrics.distance import Robustness, first_order_distance, robustness
+from epsball.metrics.fooling import FoolingCurve, fooling_curve, sweep
+from epsball.metrics.psnr import psnr
+
+__all__ = ["FoolingCurve", "Robustness", "first_order_distance", "fooling_curve", "psnr", "robustness", "sweep"]
