@@ -1,7 +1,7 @@
 """Time and peak memory of whole attacks over their floor, in one process and interleaved.
 
-The floor of T steps is T x (one forward + one backward to the input, parameters frozen) on the same batch. DeepFool
-is held against the floor of the passes that it makes: its forwards and its class gradients on the batches it makes them on.
+The floor of T steps is T x (one forward + one backward to the input, parameters frozen) on one batch. DeepFool is
+held against the floor of the passes that it makes: the same forwards and backwards on batches of the same sizes.
 
     python benchmarks/overhead.py [--repeats 5] [--networks lenet5,conv] [--out FILE.json]
 """
@@ -12,7 +12,6 @@ import argparse
 import json
 import math
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -28,10 +27,10 @@ from epsball import networks
 
 
 def conv_net() -> tuple[nn.Module, tuple[int, ...]]:
-    """A plain convolutional network of about 110 million multiply-adds on 32x32 images."""
+    """A plain convolutional network of about 110 MFLOP (55 million multiply-adds) on 32x32 images."""
     torch.manual_seed(0)
     layers: list[nn.Module] = []
-    for inputs, outputs, stride in ((3, 64, 1), (64, 64, 1), (64, 96, 2), (96, 128, 1), (128, 128, 2)):
+    for inputs, outputs, stride in ((3, 52, 1), (52, 52, 1), (52, 64, 2), (64, 96, 1), (96, 128, 2)):
         layers += [nn.Conv2d(inputs, outputs, 3, stride, 1), nn.BatchNorm2d(outputs), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)), (3, 32, 32)
 
@@ -52,15 +51,26 @@ def floor(model: nn.Module, x: Tensor, target: Tensor, steps: int) -> None:
         torch.autograd.grad(functional.cross_entropy(model(point), target, reduction="sum"), point)
 
 
-def deepfool_floor(model: nn.Module, x: Tensor, target: Tensor, sizes: list[int], classes: int) -> None:
-    """The forwards and class gradients that DeepFool made, on batches of the sizes it made them on."""
-    for size in sizes[:-1]:
-        point = x[:size].detach().requires_grad_()
+def record(model: nn.Module, attack: eb.Attack, x: Tensor, target: Tensor) -> list[tuple[int, int]]:
+    """Note the batch size of each forward that the attack makes, and how many backwards follow it."""
+    passes: list[list[int]] = []
+    hooks = [
+        model.register_forward_pre_hook(lambda module, inputs: passes.append([len(inputs[0]), 0])),
+        model.register_full_backward_pre_hook(lambda module, gradients: passes[-1].__setitem__(1, passes[-1][1] + 1)),
+    ]
+    attack(model, x, target)
+    for hook in hooks:
+        hook.remove()
+    return [(size, backwards) for size, backwards in passes]
+
+
+def replay(model: nn.Module, x: Tensor, passes: list[tuple[int, int]]) -> None:
+    """Make the same forwards and backwards, and nothing else."""
+    for size, backwards in passes:
+        point = x[:size].detach().requires_grad_(backwards > 0)
         outputs = model(point)
-        for c in range(classes - 1):
-            torch.autograd.grad(outputs[:, c].sum(), point, retain_graph=c < classes - 2)
-    with torch.no_grad():
-        model(x[: sizes[-1]])
+        for c in range(backwards):
+            torch.autograd.grad(outputs[:, c].sum(), point, retain_graph=c < backwards - 1)
 
 
 def interleaved(calls: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
@@ -100,14 +110,9 @@ def measure(name: str, repeats: int, steps: int) -> dict[str, float]:
         result[f"{name}: time of {attack} over the floor"] = statistics.median(ratios)
 
     deepfool = eb.recipe("deepfool", p=math.inf, bounds=(0.0, 1.0))
-    sizes: list[int] = []
-    hook = model.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    deepfool(model, x, target)
-    hook.remove()
-    sizes = [size for size in sizes if size > 1] if batch > 1 else sizes
-    classes = model(x[:1]).shape[1]
+    passes = record(model, deepfool, x, target)
     calls = {
-        "floor": lambda: deepfool_floor(model, x, target, sizes, classes),
+        "floor": lambda: replay(model, x, passes),
         "deepfool": lambda: deepfool(model, x, target),
     }
     seconds = interleaved(calls, repeats)
@@ -116,8 +121,14 @@ def measure(name: str, repeats: int, steps: int) -> dict[str, float]:
     return result
 
 
+def resident(field: str) -> float:
+    """Read a line of the process's memory status in MB (Linux)."""
+    with open("/proc/self/status") as status:
+        return next(float(line.split()[1]) for line in status if line.startswith(field)) / 1024
+
+
 def peak(name: str, what: str, steps: int) -> float:
-    """Measure the growth of the process's peak memory in MB; run in a process of its own."""
+    """Measure the growth of the process's peak memory in MB; run in a process of its own (Linux)."""
     model, shape, batch = build(name)
     for parameter in model.parameters():
         parameter.requires_grad_(False)
@@ -125,15 +136,17 @@ def peak(name: str, what: str, steps: int) -> float:
     with torch.no_grad():
         target = torch.cat([model(part).argmax(1) for part in x.split(8)])
     floor(model, x[:8], target[:8], 1)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     options = {"p": math.inf, "eps": 1e-4, "bounds": (0.0, 1.0), "stop": "never"}
-    if what == "floor":
-        floor(model, x, target, steps)
-    elif what == "pgd":
-        eb.recipe("pgd", steps=steps, **options)(model, x, target)
-    else:
-        eb.recipe(f"alg1-{steps}", classes="runner-up", **options)(model, x, target)
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    calls: dict[str, Callable[[], object]] = {
+        "floor": lambda: floor(model, x, target, steps),
+        "pgd": lambda: eb.recipe("pgd", steps=steps, **options)(model, x, target),
+        "alg1": lambda: eb.recipe(f"alg1-{steps}", classes="runner-up", **options)(model, x, target),
+    }
+    before = resident("VmRSS")
+    with open("/proc/self/clear_refs", "w") as reset:
+        reset.write("5")  # the peak starts anew from here
+    calls[what]()
+    return resident("VmHWM") - before
 
 
 def main() -> None:

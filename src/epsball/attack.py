@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -11,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from epsball.errors import InputError, Status
+from epsball.errors import EpsballWarning, InputError, Status
 from epsball.local_models import Expansion, Linear
 from epsball.objectives import Margin, Objective, as_objective, two_class
 from epsball.randomness import Generators
@@ -137,6 +139,13 @@ class _Problem:
         outputs = self.outputs(x if whole else x[:1])
         self.clean_forwards = int(whole)
         self.target = objective.check(outputs, target, len(x))
+        if self.classifies and bool(((outputs >= 0).all(1) & ((outputs.sum(1) - 1.0).abs() < 1e-4)).all()):
+            warnings.warn(
+                "the model's outputs look like probabilities (non-negative, summing to 1): attacks want logits, since "
+                "the gradients of a saturated softmax vanish; leave the softmax out of the model.",
+                EpsballWarning,
+                stacklevel=4,
+            )
         self.objective = objective.prepare(outputs, self.target) if whole else objective
         if surrogates:
             with torch.no_grad():
@@ -154,9 +163,18 @@ class _Problem:
         outputs = self.crafter(x)
         return two_class(outputs) if self.classifies else outputs
 
-    def expand(self, model: Linear, objective: Objective, point: Tensor, target: Tensor) -> Expansion:
+    def expand(
+        self,
+        model: Linear,
+        objective: Objective,
+        point: Tensor,
+        target: Tensor,
+        candidates: Callable[[Tensor], Tensor] | None = None,
+    ) -> Expansion:
         """Linearise at a point."""
-        return model.expand(self.craft, objective, point, target, convolutional=self.convolutional)
+        return model.expand(
+            self.craft, objective, point, target, convolutional=self.convolutional, candidates=candidates
+        )
 
     def first(self, model: Linear, keep: bool) -> Expansion:
         """Linearise the whole batch at x itself: the same for every budget, so made once if it is kept."""
@@ -248,8 +266,9 @@ def _attempt(
         if step == 0 and not dithered and not schedule.random_start and len(batch.index) == len(problem.x):
             expansion = problem.first(attack.local_model, shared)
         else:
-            expansion = problem.expand(attack.local_model, batch.objective, point, batch.target)
-        state.forwards[batch.index] += 1
+            known = batch.candidates(attack, shares[step])
+            expansion = problem.expand(attack.local_model, batch.objective, point, batch.target, known)
+        state.forwards[batch.index] += expansion.forwards
         state.backwards[batch.index] += expansion.backwards
 
         done = torch.zeros(len(batch.index), dtype=torch.bool, device=point.device)
@@ -282,15 +301,13 @@ def _attempt(
 def _step(attack: Attack, batch: _Batch, expansion: Expansion, point: Tensor, share: float) -> tuple[Tensor, Tensor]:
     """Solve one linearised problem around x + η and return the new η (B, *S), and whether there was a solution."""
     local = batch.constraint.at(batch.x, batch.eta)
-    if not attack.formulation.budgeted:
-        solution = attack.formulation.solve(expansion, local, point)
-        updated = batch.eta + solution.delta
-    elif attack.schedule.update == "accumulate":
-        solution = attack.formulation.solve(expansion, local.step(share, batch.eta), point)
-        updated = batch.eta + solution.delta
-    else:
-        solution = attack.formulation.solve(expansion, local.scaled(share), point)
-        updated = local.total(batch.eta).project(batch.eta + solution.delta, batch.x)
+    limited = batch.limited(attack, local, share)
+    solution = attack.formulation.solve(expansion, limited, point)
+    updated = batch.eta + solution.delta
+    if attack.formulation.budgeted and attack.schedule.update == "project":
+        updated = local.total(batch.eta).project(updated, batch.x)
+    if solution.slope is not None and batch.objective.fixed_pieces:
+        batch.learn(expansion.piece, solution.slope)
     return batch.constraint.repair(batch.x, batch.eta, updated), solution.feasible
 
 
@@ -305,6 +322,7 @@ class _Batch:
     constraint: ConstraintSet
     objective: Objective
     streams: Generators
+    slope: Tensor | None = None  # what a unit of budget gained on each of the objective's pieces when last computed
 
     @classmethod
     def of(
@@ -334,7 +352,27 @@ class _Batch:
             self.constraint.take(index),
             self.objective.take(index),
             self.streams.take(index),
+            None if self.slope is None else self.slope[index],
         )
+
+    def limited(self, attack: Attack, local: ConstraintSet, share: float) -> ConstraintSet:
+        """Return the set over which one step is solved."""
+        if not attack.formulation.budgeted:
+            return local
+        return local.step(share, self.eta) if attack.schedule.update == "accumulate" else local.scaled(share)
+
+    def learn(self, piece: Tensor, slope: Tensor) -> None:
+        """Remember the slopes of the pieces that were differentiated."""
+        self.slope = slope if self.slope is None else self.slope.scatter(1, piece, slope)
+
+    def candidates(self, attack: Attack, share: float) -> Callable[[Tensor], Tensor] | None:
+        """Return the rule for the pieces worth differentiating, None while nothing is known of them."""
+        slope, growth = self.slope, attack.local_model.growth
+        if slope is None or growth == math.inf:
+            return None
+        # The rule compares sizes; where in the set the sample stands does not matter to it.
+        limited = self.limited(attack, self.constraint, share)
+        return lambda value: attack.formulation.candidates(value, slope, growth, limited, self.x)
 
 
 def _place(x: Tensor, eta: Tensor, constraint: ConstraintSet) -> Tensor:

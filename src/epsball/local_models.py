@@ -15,22 +15,24 @@ from epsball.tensors import dot
 
 __all__ = ["Expansion", "Linear", "LocalModel"]
 
+Candidates = Callable[[Tensor], Tensor]
+
 
 @dataclass(frozen=True, eq=False)
 class Expansion:
     """The affine pieces gain_c(δ) ≈ value_c + ⟨gradient_c, δ⟩ around a point; their maximum models the gain.
 
-    value: (B, C). gradient: (B, C, *S). outputs: the model's outputs at the point (B, *O). backwards: passes a sample.
+    value: (B, C). gradient: (B, C, *S). piece: which of the objective's pieces each one is, (B, C); a sample with fewer
+    candidates than others repeats its first. outputs: the model's outputs at the point (B, *O). forwards, backwards:
+    the passes each sample took, (B,) int64.
     """
 
     value: Tensor
     gradient: Tensor
+    piece: Tensor
     outputs: Tensor
-    backwards: int
-
-    def take(self, index: Tensor) -> Expansion:
-        """Keep the pieces of some samples."""
-        return replace(self, value=self.value[index], gradient=self.gradient[index], outputs=self.outputs[index])
+    forwards: Tensor
+    backwards: Tensor
 
     def around(self, offset: Tensor) -> Expansion:
         """Return the same affine functions with δ counted from the point minus offset (B, *S)."""
@@ -39,7 +41,7 @@ class Expansion:
         return replace(self, value=self.value - shift)
 
     def finite_and_flat(self) -> tuple[Tensor, Tensor]:
-        """Tell for each sample whether all values and gradients are finite, and whether all gradients are exactly zero."""
+        """Tell for each sample whether all values and gradients are finite, and whether all gradients are zero."""
         # One reduction answers both: the largest magnitude is NaN or inf where an entry is.
         largest = torch.linalg.vector_norm(self.gradient.flatten(1), torch.inf, dim=1)
         return largest.isfinite() & self.value.isfinite().all(1), largest == 0
@@ -49,17 +51,24 @@ class Expansion:
 class Linear:
     """Expand each piece of the objective to first order: one forward pass, one backward pass a piece.
 
-    gradients: how several pieces are differentiated: "loop", one backward pass after another; "batched", all in one
+    gradients: how all pieces are differentiated: "loop", one backward pass after another; "batched", all in one
     vectorised pass (`is_grads_batched`); "auto", batched for networks without convolutions, where it was measured to be
     faster (benchmarks/class_gradients.py), and a loop for the others.
+
+    growth: after the first step of a margin over all classes, only the classes that can still win the linearised
+    problem are differentiated, if no gradient's dual norm has changed by more than this factor since it was last
+    computed; inf differentiates all classes at every step. What it saves and changes: benchmarks/class_gradients.py.
     """
 
     gradients: Literal["auto", "loop", "batched"] = "auto"
+    growth: float = 2.0
 
     def __post_init__(self) -> None:
-        """Refuse an unknown way of differentiating."""
+        """Refuse an unknown way of differentiating and a growth below 1."""
         if self.gradients not in ("auto", "loop", "batched"):
             raise InputError(f'expected gradients as "auto", "loop" or "batched", got {self.gradients!r}.')
+        if not self.growth >= 1.0:
+            raise InputError(f"expected growth >= 1 (inf: differentiate all classes), got {self.growth!r}.")
 
     def expand(
         self,
@@ -69,32 +78,79 @@ class Linear:
         target: Tensor,
         *,
         convolutional: bool = True,
+        candidates: Candidates | None = None,
     ) -> Expansion:
-        """Linearise the objective's pieces at the point (B, *S); gradients are taken to the input alone."""
-        point = point.detach().requires_grad_()
-        with torch.enable_grad():
-            outputs = model(point)
-            pieces = objective.pieces(outputs, target)
-        count = pieces.shape[1]
-        if not pieces.requires_grad:
-            raise InputError(
-                "expected a model that is differentiable in its input, got outputs without a gradient; remove detach, "
-                "no_grad, argmax or rounding between x and the output."
-            )
-        batched = self.gradients == "batched" or (self.gradients == "auto" and not convolutional)
-        if count == 1:
-            gradient = _gradient(pieces.sum(), point, keep=False)[:, None]
-        elif batched:
-            basis = torch.eye(count, dtype=pieces.dtype, device=pieces.device)[:, None].expand(count, *pieces.shape)
-            (stacked,) = torch.autograd.grad(pieces, point, basis, is_grads_batched=True)
-            gradient = stacked.transpose(0, 1)
-        else:
-            each = [_gradient(pieces[:, c].sum(), point, keep=c < count - 1) for c in range(count)]
-            gradient = torch.stack(each, 1)
-        return Expansion(pieces.detach(), gradient.detach(), outputs.detach(), backwards=count)
+        """Linearise the objective's pieces at the point (B, *S); gradients are taken to the input alone.
+
+        candidates: from the values (B, C) of all pieces, which of them to differentiate, (B, C) bool; all by default.
+        """
+        point, outputs, pieces = _forward(model, objective, point, target)
+        batch, count = pieces.shape
+        value, once = pieces.detach(), torch.ones(len(point), dtype=torch.int64, device=point.device)
+        if count == 1 or candidates is None:
+            batched = self.gradients == "batched" or (self.gradients == "auto" and not convolutional)
+            gradient = _all_gradients(pieces, point, batched=batched)
+            piece = torch.arange(count, device=point.device).expand(batch, count)
+            return Expansion(value, gradient, piece, outputs.detach(), once, count * once)
+
+        wanted = candidates(value)
+        number, order = wanted.sum(1).clamp_min(1), wanted.to(torch.uint8).sort(dim=1, descending=True, stable=True)[1]
+        width = int(number.max())
+        # A sample with fewer candidates repeats its first one, which changes no maximum.
+        rank = torch.arange(width, device=point.device)[None].expand(batch, width)
+        piece = order.gather(1, torch.where(rank < number[:, None], rank, 0))
+        forwards, backwards = once.clone(), once.clone()
+        gradients: list[Tensor] = []
+        rows: Tensor | None = None
+        for c in range(width):
+            more = (number > c).nonzero()[:, 0]
+            if rows is None and c and 2 * len(more) < batch:
+                # Few samples have further candidates: a forward pass of these alone costs less than a backward of all.
+                rows = more
+                point, _, pieces = _forward(model, objective.take(rows), point.detach()[rows], target[rows])
+                forwards[rows] += 1
+            chosen = piece[:, c : c + 1] if rows is None else piece[rows, c : c + 1]
+            total = pieces.gather(1, chosen).sum()
+            gradient = _gradient(total, point, keep=c < width - 1).detach()
+            if rows is not None:
+                backwards[rows] += 1
+            elif c:
+                backwards += 1
+            gradients.append(gradient if rows is None else gradients[0].index_copy(0, rows, gradient))
+        return Expansion(
+            value.gather(1, piece), torch.stack(gradients, 1), piece, outputs.detach(), forwards, backwards
+        )
 
 
 LocalModel = Linear
+
+
+def _forward(
+    model: Callable[[Tensor], Tensor], objective: Objective, point: Tensor, target: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the point as a leaf, the outputs and the pieces with their graph."""
+    point = point.detach().requires_grad_()
+    with torch.enable_grad():
+        outputs = model(point)
+        pieces = objective.pieces(outputs, target)
+    if not pieces.requires_grad:
+        raise InputError(
+            "expected a model that is differentiable in its input, got outputs without a gradient; remove detach, "
+            "no_grad, argmax or rounding between x and the output."
+        )
+    return point, outputs, pieces
+
+
+def _all_gradients(pieces: Tensor, point: Tensor, *, batched: bool) -> Tensor:
+    """Differentiate every piece, (B, C, *S)."""
+    count = pieces.shape[1]
+    if count == 1:
+        return _gradient(pieces.sum(), point, keep=False)[:, None].detach()
+    if not batched:
+        return torch.stack([_gradient(pieces[:, c].sum(), point, keep=c < count - 1) for c in range(count)], 1)
+    basis = torch.eye(count, dtype=pieces.dtype, device=pieces.device)[:, None].expand(count, *pieces.shape)
+    (stacked,) = torch.autograd.grad(pieces, point, basis, is_grads_batched=True)
+    return stacked.transpose(0, 1).detach()
 
 
 def _gradient(total: Tensor, point: Tensor, *, keep: bool) -> Tensor:

@@ -38,6 +38,8 @@ class Objective(ABC):
     surrogates: tuple[Callable[[Tensor], Tensor], ...] = ()
     #: Whether outputs are class scores (B, K), K ≥ 2, with class indices (B,) as targets.
     classifies: bool = True
+    #: Whether piece c is the same function at every point (then what was learnt of it at one point helps at the next).
+    fixed_pieces: bool = False
 
     @abstractmethod
     def pieces(self, outputs: Tensor, target: Tensor) -> Tensor:
@@ -97,6 +99,7 @@ class Margin(Objective):
         count = isinstance(self.classes, int) and not isinstance(self.classes, bool) and self.classes >= 1
         if not count and self.classes not in ("all", "runner-up"):
             raise InputError(f'expected classes as "all", "runner-up" or an integer >= 1, got {self.classes!r}.')
+        object.__setattr__(self, "fixed_pieces", self.classes == "all")
 
     def pieces(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Compute f_l - f_k for the chosen classes l, best first unless all are chosen; (B, C)."""
@@ -140,7 +143,9 @@ class TargetedMargin(Objective):
         return isinstance(self.label, str)
 
     def prepare(self, outputs: Tensor, target: Tensor) -> TargetedMargin:
-        """Choose the label of each sample."""
+        """Choose the label of each sample, unless it was given."""
+        if not self.needs_clean:
+            return self
         own = functional.one_hot(target, outputs.shape[1]).bool()
         if self.label == "runner-up":
             return replace(self, label=outputs.masked_fill(own, -torch.inf).argmax(1))
@@ -281,7 +286,9 @@ class Ensemble(Objective):
 
     def check(self, outputs: Tensor, target: Tensor | None, batch: int) -> Tensor:
         """Refuse labels that are not classes of the judged model, the objective's own included."""
-        return (self.objective if self.objective.classifies else super()).check(outputs, target, batch)
+        if self.objective.classifies:
+            return self.objective.check(outputs, target, batch)
+        return super().check(outputs, target, batch)
 
 
 def two_class(outputs: Tensor) -> Tensor:

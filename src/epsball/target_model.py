@@ -26,11 +26,14 @@ class TargetModel:
     after an error, each one's own mode and flag return. `.grad` and hooks are never touched.
     """
 
+    model: Callable[[Tensor], Any]
+    selector: Selector | None
+
     def __init__(self, model: Callable[[Tensor], Any] | TargetModel, selector: Selector | None = None) -> None:
         if isinstance(model, TargetModel):
             selector = model.selector if selector is None else selector
             model = model.model
-        self.model: Callable[[Tensor], Any] = check_callable("model", model)
+        self.model = check_callable("model", model)
         self.selector = selector
         self._modes: list[tuple[nn.Module, bool]] = []
         self._flags: list[nn.Parameter] = []

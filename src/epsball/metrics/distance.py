@@ -91,10 +91,10 @@ class Robustness:
 def first_order_distance(
     model: Callable[[Tensor], Any], x: Tensor, target: Tensor, *, p: float = math.inf, weights: Tensor | None = None
 ) -> Tensor:
-    """Compute min_{l≠k} L_l / ‖w ∇L_l‖_q at x, (B,): the linearised problem has no solution for a smaller ε (Theorem 1).
+    """Compute min_{l≠k} L_l / ‖w ∇L_l‖_q at x, (B,): for a smaller ε the linearised problem has no solution.
 
-    L_l = f_k - f_l. One forward pass and K - 1 backward passes. 0 where the sample is misclassified, inf where no
-    gradient leads anywhere.
+    Theorem 1 of the paper, with L_l = f_k - f_l. One forward pass and K - 1 backward passes. 0 where the sample is
+    misclassified, inf where no gradient leads anywhere.
     """
     x, target = check_batch(x), check_labels(target, len(x))
     check_model(model.model if isinstance(model, TargetModel) else model, x)

@@ -25,9 +25,9 @@ __all__ = ["FoolingCurve", "fooling_curve", "predict", "sweep"]
 class FoolingCurve:
     """The fooling ratio of one attack at each ε.
 
-    eps: (E,). fooled: (E, N) bool. correct: (N,) bool, classified correctly without a perturbation. norm: (E, N), of the
-    returned perturbation. forwards, backwards: passes a sample, (E, N); a minimal-norm attack's single run is counted
-    at every ε. ratio: (E,) in [0, 1]; low, high: its 95 % Wilson interval.
+    eps: (E,). fooled: (E, N) bool. correct: (N,) bool, classified correctly without a perturbation. norm: (E, N), of
+    the returned perturbation. forwards, backwards: passes a sample, (E, N); a minimal-norm attack's single run is
+    counted at every ε. ratio: (E,) in [0, 1]; low, high: its 95 % Wilson interval.
     """
 
     eps: tuple[float, ...]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
 from epsball.errors import InputError
@@ -31,3 +32,24 @@ def wilson_interval(successes: int, n: int, level: float = 0.95) -> tuple[float,
     low = 0.0 if successes == 0 else max(0.0, centre - half)
     high = 1.0 if successes == n else min(1.0, centre + half)
     return low, high
+
+
+def paired_difference(first: Sequence[bool], second: Sequence[bool], level: float = 0.95) -> tuple[float, float, float]:
+    """Compute the difference of two shares measured on the same samples, and its interval: (difference, low, high).
+
+    Normal approximation from the spread of the per-sample differences -1, 0, 1; the interval is as wide as one sample
+    where no sample differs (nan for no samples).
+    """
+    n = len(first)
+    if n != len(second):
+        raise InputError(f"expected two measurements of the same samples, got {n} and {len(second)}.")
+    if n == 0:
+        return math.nan, math.nan, math.nan
+    z = NormalDist().inv_cdf(0.5 + level / 2.0)
+    better = sum(bool(a) and not b for a, b in zip(first, second, strict=True))
+    worse = sum(bool(b) and not a for a, b in zip(first, second, strict=True))
+    mean = (better - worse) / n
+    # One discordant sample is the least that a finite sample can resolve.
+    variance = max(better + worse, 1) / n - mean * mean
+    half = z * math.sqrt(max(variance, 0.0) / n)
+    return mean, mean - half, mean + half

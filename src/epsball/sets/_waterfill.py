@@ -130,8 +130,10 @@ def soft_threshold(z: Tensor, cap: Tensor, weight: Tensor, eps: Tensor) -> Tenso
     t = torch.minimum((above + rise * inverse).clamp_min(0.0), cap)
     t = torch.where(free, torch.where(full & (level > 0), cap, t), 0.0)
     # Where ε is below the rounding of z, the projection cannot be told from the point that maximises ⟨z, t⟩.
-    far = (start.amax(1) > 1e15 * eps * torch.where(free, weight, math.inf).amin(1))[:, None] & (level > 0)
+    outside = (torch.minimum(z, cap) * inverse).sum(1) > eps
+    far = outside & (z.amax(1) > 1e15 * eps * torch.where(free, weight, math.inf).amin(1))
     corner = weight * greedy_fill(start, (cap * inverse).nan_to_num(nan=0.0), torch.ones_like(cap), eps)
-    t = torch.where(far, corner, t)
-    spent = (t * inverse).sum(1, keepdim=True)
-    return torch.where((level > 0) & (spent > eps[:, None]), t * (eps[:, None] / spent), t)
+    t = torch.where(far[:, None], corner, t)
+    spent = (t * inverse).sum(1)
+    over = outside & (spent > eps)
+    return t * torch.where(over, eps / torch.where(over, spent, 1.0), 1.0)[:, None]

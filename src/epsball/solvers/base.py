@@ -16,10 +16,14 @@ __all__ = ["Formulation", "Step", "each_piece"]
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A solution δ (B, *S), and whether the problem had one, (B,) bool; where not, δ is the best there is."""
+    """A solution δ (B, *S), and whether the problem had one, (B,) bool; where not, δ is the best there is.
+
+    slope: what a unit of budget gains on each piece, (B, C); None where nothing was compared.
+    """
 
     delta: Tensor
     feasible: Tensor
+    slope: Tensor | None = None
 
 
 class Formulation(ABC):
@@ -33,6 +37,12 @@ class Formulation(ABC):
     @abstractmethod
     def solve(self, expansion: Expansion, constraint: ConstraintSet, point: Tensor) -> Step:
         """Solve the problem over the constraint around the point (B, *S)."""
+
+    def candidates(
+        self, value: Tensor, slope: Tensor, growth: float, constraint: ConstraintSet, point: Tensor
+    ) -> Tensor:
+        """Tell which pieces can be the solution's if no slope changed by more than a factor `growth`, (B, C) bool."""
+        return torch.ones_like(value, dtype=torch.bool)
 
 
 def each_piece(expansion: Expansion, constraint: ConstraintSet, point: Tensor) -> tuple[Tensor, ConstraintSet, Tensor]:

@@ -51,4 +51,12 @@ class MinNorm(Formulation):
         corner = (value + reached).nan_to_num(nan=-torch.inf).argmax(1)
         best = torch.where(feasible, nearest, corner)
         rows = torch.arange(len(point), device=point.device)
-        return Step(delta.view(*value.shape, *delta.shape[1:])[rows, best], feasible)
+        slope = reached / size.clamp_min(torch.finfo(size.dtype).tiny)
+        return Step(delta.view(*value.shape, *delta.shape[1:])[rows, best], feasible, slope)
+
+    def candidates(
+        self, value: Tensor, slope: Tensor, growth: float, constraint: ConstraintSet, point: Tensor
+    ) -> Tensor:
+        """Keep the pieces whose least possible size is not above the largest possible least one; (B, C)."""
+        size = -value / slope
+        return ~(size / growth > (size * growth).amin(1, keepdim=True))  # NaN stays a candidate

@@ -28,7 +28,16 @@ class NormConstrained(Formulation):
         if expansion.value.shape[1] == 1:
             return Step(constraint.lmo(expansion.gradient[:, 0], point), feasible)
         gradient, repeated, points = each_piece(expansion, constraint, point)
-        reach = expansion.value + repeated.support(gradient, points).view_as(expansion.value)
-        best = reach.nan_to_num(nan=-torch.inf).argmax(1)
+        support = repeated.support(gradient, points).view_as(expansion.value)
+        best = (expansion.value + support).nan_to_num(nan=-torch.inf).argmax(1)
         chosen = expansion.gradient[torch.arange(len(point), device=point.device), best]
-        return Step(constraint.lmo(chosen, point), feasible)
+        slope = support / constraint.eps_of(point)[:, None]
+        return Step(constraint.lmo(chosen, point), feasible, slope)
+
+    def candidates(
+        self, value: Tensor, slope: Tensor, growth: float, constraint: ConstraintSet, point: Tensor
+    ) -> Tensor:
+        """Keep the pieces whose largest possible value plus support reaches the least possible best one; (B, C)."""
+        support = slope * constraint.eps_of(point)[:, None]
+        least = (value + support / growth).amax(1, keepdim=True)
+        return ~(value + support * growth < least)  # NaN stays a candidate
