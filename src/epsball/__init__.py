@@ -18,7 +18,47 @@ from epsball.recipes import Recipe, recipe, recipes
 from epsball.result import AttackResult
 from epsball.schedule import Schedule
 from epsball.sets import ConstraintSet, Groups, LpBall, Oracle, Partition, channels, patches, pixels
+from epsball.sets.custom import CustomSet
 from epsball.solvers import MinNorm, NormConstrained, RandomPoint
 from epsball.target_model import TargetModel
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "Attack",
+    "AttackResult",
+    "ConstraintSet",
+    "CrossEntropy",
+    "Custom",
+    "CustomSet",
+    "Ensemble",
+    "EpsballWarning",
+    "Groups",
+    "InputError",
+    "Linear",
+    "LpBall",
+    "Margin",
+    "MinNorm",
+    "NormConstrained",
+    "Objective",
+    "Oracle",
+    "Partition",
+    "RandomPoint",
+    "Recipe",
+    "Robustness",
+    "Schedule",
+    "SquaredError",
+    "Status",
+    "TargetModel",
+    "TargetedMargin",
+    "TrueScore",
+    "channels",
+    "first_order_distance",
+    "fooling_curve",
+    "patches",
+    "pixels",
+    "psnr",
+    "recipe",
+    "recipes",
+    "robustness",
+]

@@ -1,0 +1,69 @@
+"""Every number of a result, measured on the tensor that is returned."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from epsball.errors import Status
+from epsball.iteration import State, place
+from epsball.problem import Problem
+from epsball.result import AttackResult
+from epsball.sets.base import ConstraintSet
+
+__all__ = ["certify", "empty"]
+
+
+def certify(
+    problem: Problem, constraint: ConstraintSet, state: State, started: float, *, budgeted: bool
+) -> AttackResult:
+    """Recompute success, norm and range from the tensor that is returned."""
+    x = problem.x
+    perturbed = place(x, state.eta, constraint)
+    outputs = problem.outputs(perturbed)
+    state.forwards += 1
+    perturbation = perturbed - x
+    gain = problem.objective.gain(outputs, problem.target)
+    inside = constraint.verify(x, perturbation)
+    succeeds = problem.objective.success(outputs, problem.target)
+    success = succeeds & inside
+    broken = state.broken | ~outputs.flatten(1).isfinite().all(1)
+    untouched = (perturbation == 0).flatten(1).all(1)
+    outside = Status.CONSTRAINT_VIOLATED if budgeted else Status.BEYOND
+
+    # The first rule that holds names the status.
+    rules = [
+        (success & untouched, Status.ALREADY),
+        (success, Status.SUCCESS),
+        (broken, Status.NON_FINITE),
+        (~inside, outside),
+        (state.flat, Status.ZERO_GRADIENT),
+        (~state.feasible, Status.INFEASIBLE),
+    ]
+    code = torch.full((len(x),), len(rules), dtype=torch.int64, device=x.device)
+    for number, (holds, _) in reversed(list(enumerate(rules))):
+        code = torch.where(holds, number, code)
+    names = [status for _, status in rules] + [Status.STANDS]
+    return AttackResult(
+        perturbed=perturbed,
+        perturbation=perturbation,
+        success=success,
+        status=tuple(names[c] for c in code.tolist()),
+        gain=gain,
+        norm=constraint.size(perturbation),
+        outputs=outputs,
+        forwards=state.forwards,
+        backwards=state.backwards,
+        jvps=torch.zeros_like(state.backwards),
+        seconds=time.perf_counter() - started,
+    )
+
+
+def empty(x: Tensor) -> AttackResult:
+    """Return the result for no samples."""
+    none, count = x.new_zeros(0), torch.zeros(0, dtype=torch.int64, device=x.device)
+    return AttackResult(
+        x, x, torch.zeros(0, dtype=torch.bool, device=x.device), (), none, none, none, count, count, count, 0.0
+    )

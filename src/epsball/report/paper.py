@@ -1,0 +1,140 @@
+"""The paper's tables and figures beside ours, from the records that `epsball paper` makes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from epsball.report.figures import Curve, FoolingCurves
+from epsball.report.style import INK, MUTED, new_figure, save
+from epsball.report.tables import to_markdown
+
+__all__ = ["figure3_markdown", "save_figure1", "save_figure3", "table3_markdown"]
+
+Record = Mapping[str, Any]
+
+_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+
+
+def table3_markdown(record: Record) -> str:
+    """Write Table 3 with the paper's value, ours with its 95 % interval, and the deviation."""
+    rows = [
+        {
+            "Network": f"{row['title']}, {row['range']}",
+            "Test error in %": _cell(row["error"], 2),
+            "ρ̂₁": _cell(row["rho1"], 4),
+            "ρ̂₂": _cell(row["rho2"], 4),
+            "ε₉₉": _cell(row["eps99"], 4),
+            "images": f"{row['count']:,}",
+            "DeepFool fails on": str(row["deepfool_fails"]),
+            "DeepFool's passes an image": f"{row['passes']:.1f}",
+        }
+        for row in record["rows"]
+    ]
+    lines = [
+        "Table 3 on MNIST test images (p = ∞). Each cell: the paper's value → ours (95 % interval), deviation.",
+        "",
+        to_markdown(rows).rstrip(),
+        "",
+        "ρ̂₁ and ρ̂₂ are means over the images classified correctly; ρ̂₂, the first-order distance, knows no range.",
+        _versions(record),
+    ]
+    return "\n".join(lines)
+
+
+def figure3_markdown(record: Record) -> str:
+    """Write the curves of Figure 3 as tables, what each method costs, and the verdict on each claim."""
+    lines = ["Fooling ratio in % of the correctly classified MNIST test images (p = ∞)."]
+    for panel in record["panels"]:
+        lines += ["", f"## {panel['title']}, {panel['range']}: n = {panel['count']:,} of {panel['total']:,}", ""]
+        rows = []
+        for name, curve in panel["curves"].items():
+            row = {"method": name}
+            row |= {f"ε = {e:g}": f"{p:.1f}" for e, p in zip(panel["eps"], curve["percent"], strict=True)}
+            forwards, backwards = (float(np.mean(curve[key])) for key in ("forwards", "backwards"))
+            row |= {
+                "forwards": f"{forwards:.1f}",
+                "backwards": f"{backwards:.1f}",
+                "seconds": f"{curve['seconds']:.0f}",
+            }
+            rows.append(row)
+        lines += [to_markdown(rows).rstrip(), ""]
+        for claim in panel["claims"]:
+            lines.append(f"- {claim['text']} ({claim['source']}): {claim['sentence']}.")
+    widest = max((h - lo) / 2 for panel in record["panels"] for c in panel["curves"].values() for lo, h in _bands(c))
+    lines += [
+        "",
+        f"Ratios are within ±{widest:.1f} points (95 % Wilson intervals); differences of methods are judged on the "
+        "same images, by paired 95 % intervals at each ε. Passes are means over the grid, for each sample and ε; "
+        "seconds are for the whole grid, with what does not depend on ε computed once.",
+        _versions(record),
+    ]
+    return "\n".join(lines)
+
+
+def save_figure3(record: Record, directory: Path) -> list[Path]:
+    """Draw Figure 3, one file for each range, its networks side by side."""
+    paths = []
+    for number, label in enumerate(dict.fromkeys(panel["range"] for panel in record["panels"])):
+        panels = [panel for panel in record["panels"] if panel["range"] == label]
+        figure = new_figure(5.4 * len(panels) + 1.6, 4.6)
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for place, (ax, panel) in enumerate(zip(axes, panels, strict=True)):
+            eps = np.array([0.0, *panel["eps"]])
+            curves = tuple(_curve(name, eps, values, panel["count"]) for name, values in panel["curves"].items())
+            FoolingCurves(curves, f"({chr(97 + place)}) {panel['title']}, {label}").plot(ax)
+            if place < len(panels) - 1:
+                ax.get_legend().remove()
+        paths += save(figure, directory, f"figure3-{('unbounded', 'bounded')[number]}")
+    return paths
+
+
+def save_figure1(record: Record, directory: Path) -> list[Path]:
+    """Draw Figure 1(a): original and perturbed images, each under the class that the network sees."""
+    examples: Sequence[tuple[str, Record]] = sorted(record["examples"].items())
+    columns = max(1, math.ceil(len(examples) / 2))
+    figure = new_figure(2.5 * columns, 3.6)
+    figure.suptitle(
+        f"Algorithm 1 on LeNet-5, ε = {record['eps']:g} (ℓ∞, unbounded): original → perturbed", fontsize=12, color=INK
+    )
+    grid = figure.subplots(2, columns * 2, squeeze=False)
+    for ax in grid.ravel():
+        ax.set_axis_off()
+    for place, (label, example) in enumerate(examples):
+        pair = grid[place // columns, 2 * (place % columns) : 2 * (place % columns) + 2]
+        texts = (_DIGITS[int(label)], f"→ {_DIGITS[example['prediction']]}")
+        for ax, key, text, colour in zip(pair, ("x", "perturbed"), texts, (MUTED, INK), strict=True):
+            ax.imshow(np.array(example[key])[0], cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+            ax.set_title(text, fontsize=11, color=colour)
+    return save(figure, directory, "figure1a")
+
+
+def _curve(name: str, eps: Any, values: Record, count: int) -> Curve:
+    """Return a curve that starts at ε = 0, where nothing is fooled by definition."""
+    percent, low, high = (np.array([0.0, *values[key]]) for key in ("percent", "low", "high"))
+    return Curve(name, math.inf, eps, percent, low, high, count)
+
+
+def _cell(value: Record, digits: int) -> str:
+    ours, low, high = (_number(value[key], digits) for key in ("ours", "low", "high"))
+    deviation = "" if value["ours"] is None else f", {100.0 * (value['ours'] / value['paper'] - 1.0):+.0f} %"
+    return f"{value['paper']:g} → {ours} ({low} to {high}){deviation}"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "∞" if value is None else f"{value:.{digits}f}"
+
+
+def _bands(curve: Record) -> list[tuple[float, float]]:
+    return list(zip(curve["low"], curve["high"], strict=True))
+
+
+def _versions(record: Record) -> str:
+    versions = record["versions"]
+    command = record["made_by"] + (f" --limit {record['limit']}" if record.get("limit") else "")
+    made = f"epsball {versions['epsball']}, PyTorch {versions['torch']}, {versions['threads']} threads"
+    return f"Made by `{command}` with {made}."
