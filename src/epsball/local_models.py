@@ -24,7 +24,8 @@ class Expansion:
 
     value: (B, C). gradient: (B, C, *S). piece: which of the objective's pieces each one is, (B, C); a sample with fewer
     candidates than others repeats its first. outputs: the model's outputs at the point (B, *O). forwards, backwards:
-    the passes each sample took, (B,) int64.
+    the passes each sample takes by itself, (B,) int64: what a batch repeats for others is not counted, so that the
+    counts do not depend on the batch.
     """
 
     value: Tensor
@@ -99,7 +100,6 @@ class Linear:
         # A sample with fewer candidates repeats its first one, which changes no maximum.
         rank = torch.arange(width, device=point.device)[None].expand(batch, width)
         piece = order.gather(1, torch.where(rank < number[:, None], rank, 0))
-        forwards, backwards = once.clone(), once.clone()
         gradients: list[Tensor] = []
         rows: Tensor | None = None
         for c in range(width):
@@ -108,18 +108,11 @@ class Linear:
                 # Few samples have further candidates: a forward pass of these alone costs less than a backward of all.
                 rows = more
                 point, _, pieces = _forward(model, objective.take(rows), point.detach()[rows], target[rows])
-                forwards[rows] += 1
             chosen = piece[:, c : c + 1] if rows is None else piece[rows, c : c + 1]
             total = pieces.gather(1, chosen).sum()
             gradient = _gradient(total, point, keep=c < width - 1).detach()
-            if rows is not None:
-                backwards[rows] += 1
-            elif c:
-                backwards += 1
             gradients.append(gradient if rows is None else gradients[0].index_copy(0, rows, gradient))
-        return Expansion(
-            value.gather(1, piece), torch.stack(gradients, 1), piece, outputs.detach(), forwards, backwards
-        )
+        return Expansion(value.gather(1, piece), torch.stack(gradients, 1), piece, outputs.detach(), once, number)
 
 
 LocalModel = Linear

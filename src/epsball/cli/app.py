@@ -1,0 +1,219 @@
+"""The commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+import epsball
+from epsball.cli import display
+from epsball.cli import options as o
+from epsball.cli.group import OneLineGroup
+from epsball.cli.paper import paper
+from epsball.experiments.config import RunConfig
+from epsball.experiments.runner import RunResult, run
+
+__all__ = ["app"]
+
+ATTACKS = "deepfool,alg1-10,alg1,fgsm,pgd"
+
+app = typer.Typer(
+    cls=OneLineGroup,
+    help="Worst-case perturbations of a trained model's inputs, and how robust the model is.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.add_typer(paper, name="paper")
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    context: typer.Context,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and leave.")] = False,
+) -> None:
+    """Print the version or the help where no command is given."""
+    if version:
+        display.write(f"epsball {epsball.__version__}")
+    elif context.invoked_subcommand is None:
+        display.write(context.get_help())
+
+
+@app.command()
+def demo(
+    out: o.Out = Path("runs/demo"), batch_size: o.BatchSize = 500, seed: o.Seed = 0, overwrite: o.Overwrite = False
+) -> None:
+    """Attack a small network on embedded digits with six attacks, and write the report: no argument, no download."""
+    from epsball.experiments.demo import demo_config
+
+    with display.ProgressBar("steps") as bar:
+        config = demo_config(out, batch_size=batch_size, seed=seed, overwrite=overwrite, progress=bar)
+    _show(_run(config, out, overwrite))
+    display.write(
+        "",
+        "Next: the same for a network trained on MNIST (downloaded once, or from --data-root DIR):",
+        "  epsball evaluate --model mnist-lenet5 --limit 1000 --eps 0.05,0.1,0.2 --out runs/lenet5",
+        "and `epsball list attacks`, `epsball robustness --help`.",
+    )
+
+
+@app.command()
+def evaluate(
+    model: o.Model,
+    out: o.Out,
+    attacks: o.Attacks = ATTACKS,
+    eps: o.Eps = None,
+    p: o.P = "inf",
+    data: o.Data = None,
+    weights: o.Weights = None,
+    steps: o.Steps = None,
+    bounds: o.Bounds = None,
+    limit: o.Limit = None,
+    batch_size: o.BatchSize = 500,
+    seed: o.Seed = 0,
+    device: o.Device = "cpu",
+    dtype: o.Dtype = "float32",
+    data_root: o.DataRoot = None,
+    surrogates: o.Surrogates = None,
+    transfer: o.Transfer = False,
+    task: o.Task = "classification",
+    overwrite: o.Overwrite = False,
+) -> None:
+    """Measure how many samples each attack fools at each eps; write the rows, the manifest and the report."""
+    given = dict(locals())
+    _show(_run(_config("evaluate", given), out, overwrite))
+
+
+@app.command()
+def attack(
+    model: o.Model,
+    attacks: o.Attacks,
+    out: o.Out,
+    eps: o.Eps = None,
+    p: o.P = "inf",
+    data: o.Data = None,
+    weights: o.Weights = None,
+    steps: o.Steps = None,
+    bounds: o.Bounds = None,
+    limit: o.Limit = None,
+    batch_size: o.BatchSize = 500,
+    seed: o.Seed = 0,
+    device: o.Device = "cpu",
+    dtype: o.Dtype = "float32",
+    data_root: o.DataRoot = None,
+    surrogates: o.Surrogates = None,
+    transfer: o.Transfer = False,
+    task: o.Task = "classification",
+    overwrite: o.Overwrite = False,
+) -> None:
+    """Perturb the samples: as evaluate, and the perturbed inputs at the largest eps go to DIR/perturbed.npz."""
+    given = dict(locals())
+    _show(_run(_config("attack", given), out, overwrite))
+
+
+@app.command()
+def robustness(
+    model: o.Model,
+    out: o.Out,
+    eps: o.Eps = None,
+    p: o.P = "inf",
+    data: o.Data = None,
+    weights: o.Weights = None,
+    steps: o.Steps = None,
+    bounds: o.Bounds = None,
+    limit: o.Limit = None,
+    batch_size: o.BatchSize = 500,
+    seed: o.Seed = 0,
+    device: o.Device = "cpu",
+    dtype: o.Dtype = "float32",
+    data_root: o.DataRoot = None,
+    task: o.Task = "classification",
+    overwrite: o.Overwrite = False,
+) -> None:
+    """Measure how far samples are from being misclassified: rho1, rho2 and eps99 of the paper."""
+    given = dict(locals())
+    result = _run(_config("robustness", given | {"attacks": "deepfool"}), out, overwrite)
+    display.show_measures(result)
+    _where(result)
+
+
+@app.command()
+def train(
+    network: Annotated[str, typer.Argument(help="Network; `epsball list networks` names them.", metavar="NETWORK")],
+    out: Annotated[Path, typer.Option(help="Weights to write; the card lies beside them.", metavar="FILE.safetensors")],
+    data: o.Data = None,
+    data_root: o.DataRoot = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the data; default: the network's recipe.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples a step; default: the network's recipe.")] = None,
+    seed: o.Seed = 0,
+    limit: o.Limit = None,
+    device: o.Device = "cpu",
+) -> None:
+    """Train a network and write its weights with a card: data, seed, epochs, test error, command."""
+    from epsball.training import train as fit
+
+    with display.ProgressBar("steps") as bar:
+        result = fit(
+            network,
+            data=data,
+            data_root=data_root,
+            epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+            limit=limit,
+            out=out,
+            device=device,
+            progress=lambda done, total, loss: bar(f"training, loss {loss:.3g},", done, total),
+        )
+    display.show_card(result.card)
+    display.write(f"weights: {out}")
+
+
+@app.command()
+def report(
+    directory: Annotated[Path, typer.Argument(help="Folder of a run.", metavar="DIR")],
+) -> None:
+    """Write the report of a run again from its files."""
+    from epsball.report.page import write_page
+
+    display.write(f"report: {write_page(directory)}")
+
+
+@app.command(name="list")
+def list_catalogue(
+    kind: Annotated[str, typer.Argument(help="attacks, networks or datasets", metavar="attacks|networks|datasets")],
+) -> None:
+    """Print what there is by name."""
+    from epsball.cli.catalogues import catalogue
+
+    display.show_catalogue(*catalogue(kind))
+
+
+def _config(command: str, given: dict[str, Any]) -> RunConfig:
+    """Read the flags of a run."""
+    values: dict[str, Any] = {
+        "attacks": o.names(given.pop("attacks")),
+        "eps": o.numbers("--eps", given.pop("eps")),
+        "p": o.norm_order(given.pop("p")),
+        "bounds": o.valid_range(given.pop("bounds")),
+        "surrogates": o.names(given.pop("surrogates", None)),
+    }
+    values |= {key: value for key, value in given.items() if key not in ("out", "overwrite")}
+    return RunConfig(command=command, **values)
+
+
+def _run(config: RunConfig, out: Path, overwrite: bool) -> RunResult:
+    with display.ProgressBar() as bar:
+        return run(config, out, overwrite=overwrite, progress=bar)
+
+
+def _show(result: RunResult) -> None:
+    display.show_result(result)
+    display.show_transfer(result)
+    _where(result)
+
+
+def _where(result: RunResult) -> None:
+    display.write(f"report: {result.directory / 'report.html'}")

@@ -1,0 +1,104 @@
+"""The flags that commands share, and how their text becomes values."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from epsball.errors import InputError
+
+__all__ = [
+    "Attacks",
+    "BatchSize",
+    "Bounds",
+    "Data",
+    "DataRoot",
+    "Device",
+    "Dtype",
+    "Eps",
+    "Limit",
+    "Model",
+    "Out",
+    "Overwrite",
+    "P",
+    "Seed",
+    "Steps",
+    "Surrogates",
+    "Task",
+    "Transfer",
+    "Weights",
+    "names",
+    "norm_order",
+    "numbers",
+    "valid_range",
+]
+
+
+def _option(help_text: str, metavar: str | None = None) -> Any:
+    return typer.Option(help=help_text, metavar=metavar, show_default=True)
+
+
+Model = Annotated[str, _option("Network under attack; `epsball list networks` names them.", "NAME")]
+Weights = Annotated[str | None, _option("Weights, .safetensors or .pt; default: those that come with epsball.", "FILE")]
+Data = Annotated[str | None, _option("Data set or a path to images, .npz or .pt; default: the network's.", "NAME|PATH")]
+DataRoot = Annotated[str | None, _option("Folder of the data sets; default: EPSBALL_DATA, else the cache.", "DIR")]
+Attacks = Annotated[str, _option("Attacks, separated by commas; `epsball list attacks` names them.", "A,B")]
+Eps = Annotated[str | None, _option("Budgets in units of x, increasing: 0.1 of [0, 1], never of 255.", "E1,E2")]
+P = Annotated[str, _option("Norm order from 1 to inf.")]
+Steps = Annotated[int | None, _option("Steps of the attacks whose name leaves them open.")]
+Bounds = Annotated[str | None, _option("Valid range of x, or none; default: that of the data set.", "LO,HI|none")]
+Limit = Annotated[int | None, _option("Only the first so many samples.")]
+BatchSize = Annotated[int, _option("Samples at a time; results do not depend on it.")]
+Seed = Annotated[int, _option("Seed of all random draws.")]
+Device = Annotated[str, _option("Where the network runs: cpu, cuda, ...")]
+Dtype = Annotated[str, _option("Number format: float32 or float64.")]
+Out = Annotated[Path, _option("Folder for the results.", "DIR")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results that DIR holds.")]
+Surrogates = Annotated[str | None, _option("Networks that `ensemble` is crafted on.", "NET,NET")]
+Transfer = Annotated[
+    bool, typer.Option("--transfer", help="Also craft one attack on each network and judge it on all of them.")
+]
+Task = Annotated[str, _option("Kind of model: classification.")]
+
+
+def names(text: str | None) -> tuple[str, ...]:
+    """Split "a,b" into names."""
+    return tuple(part.strip() for part in text.split(",") if part.strip()) if text else ()
+
+
+def numbers(flag: str, text: str | None) -> tuple[float, ...]:
+    """Read "0.02,0.05" as numbers."""
+    if text is None:
+        return ()
+    return tuple(_number(flag, part, "numbers separated by commas, such as 0.02,0.05") for part in text.split(","))
+
+
+def norm_order(text: str) -> float:
+    """Read 2, 1.5 or inf."""
+    return _number("--p", text, "a number from 1 to inf")
+
+
+def valid_range(text: str | None) -> tuple[float, float] | Literal["data"] | None:
+    """Read "0,1" or "none"; None, the flag left out, means the data set's own range."""
+    if text is None:
+        return "data"
+    if text.strip().lower() == "none":
+        return None
+    ends = tuple(_number("--bounds", part, "LO,HI such as 0,1, or none") for part in text.split(","))
+    if len(ends) != 2:
+        raise InputError(f"expected --bounds as LO,HI such as 0,1, or none, got {text!r}.")
+    return ends[0], ends[1]
+
+
+def _number(flag: str, text: str, expected: str, read: Callable[[str], float] = float) -> float:
+    try:
+        value = read(text)
+    except ValueError as error:
+        raise InputError(f"expected {flag} as {expected}, got {text!r}.") from error
+    if math.isnan(value):
+        raise InputError(f"expected {flag} as {expected}, got {text!r}.")
+    return value

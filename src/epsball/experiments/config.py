@@ -1,0 +1,203 @@
+"""The full configuration of a run: validated when made, and the same after a round trip through JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import shlex
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import Tensor
+
+from epsball.attack import Attack
+from epsball.errors import InputError
+from epsball.metrics.fooling import check_grid
+from epsball.recipes import find, recipe
+from epsball.validation import check_bounds, check_count, check_p, check_seed
+
+__all__ = ["COMMANDS", "RunConfig"]
+
+COMMANDS = ("evaluate", "attack", "robustness", "demo")
+DTYPES = ("float32", "float64")
+
+Model = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What is run, without where the results go.
+
+    command      "evaluate", "attack", "robustness" or "demo"
+    model        a network of the catalogue; weights: a file, None for those that come with epsball
+    data         a data set of the catalogue or a path, None for the network's own; data_root, limit: as in `data.load`
+    attacks      names of the catalogue, in the order of the tables
+    eps          increasing budgets; may be left empty where every attack is minimal-norm: then the grid comes from what
+                 they find
+    p, steps     of every attack whose recipe leaves them open; steps None: each recipe's own
+    bounds       "data" for the range of the data set, a pair, or None for no range
+    surrogates   networks that `ensemble` is crafted on; transfer: craft one attack on every network, judge on all
+
+    Raises InputError for whatever can be refused without reading a file.
+    """
+
+    command: str
+    model: str
+    attacks: tuple[str, ...]
+    eps: tuple[float, ...] = ()
+    p: float = math.inf
+    steps: int | None = None
+    bounds: tuple[float, float] | Literal["data"] | None = "data"
+    data: str | None = None
+    weights: str | None = None
+    data_root: str | None = None
+    limit: int | None = None
+    batch_size: int = 500
+    seed: int = 0
+    device: str = "cpu"
+    dtype: str = "float32"
+    surrogates: tuple[str, ...] = ()
+    transfer: bool = False
+    task: str = "classification"
+
+    def __post_init__(self) -> None:
+        """Refuse names, numbers and combinations that cannot be run."""
+        if self.command not in COMMANDS:
+            raise InputError(f"expected command as one of {', '.join(COMMANDS)}, got {self.command!r}.")
+        if self.task != "classification":
+            raise InputError(f"expected task 'classification', the only one so far, got {self.task!r}; leave it out.")
+        if self.dtype not in DTYPES:
+            raise InputError(f"expected dtype as {' or '.join(DTYPES)}, got {self.dtype!r}.")
+        check_p(self.p)
+        check_seed(self.seed)
+        check_count("batch_size", self.batch_size)
+        for name in ("steps", "limit"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        if self.bounds != "data":
+            check_bounds(self.bounds)
+        if self.eps:
+            check_grid(self.eps)
+        self._check_attacks()
+        self._check_surrogates()
+
+    def _check_attacks(self) -> None:
+        if not self.attacks:
+            raise InputError("expected at least one attack, got none; `epsball list attacks` names them.")
+        twice = next((name for name in self.attacks if self.attacks.count(name) > 1), None)
+        if twice is not None:
+            raise InputError(f"expected each attack once, got {twice!r} twice; remove one.")
+        rows = [find(name) for name in self.attacks]
+        budgeted = [name for name, (row, _) in zip(self.attacks, rows, strict=True) if row.needs_eps]
+        if budgeted and not self.eps:
+            raise InputError(
+                f"expected eps, the budgets in units of x, for {budgeted[0]!r}, got none; give --eps 0.05."
+            )
+        if self.steps is not None and not any(row.iterative and named is None for row, named in rows):
+            raise InputError(
+                f"expected an attack whose steps are open, got steps={self.steps} for {', '.join(self.attacks)}; "
+                "leave steps out, or name one such as 'pgd' or 'alg1-10'."
+            )
+        for name in self.attacks:
+            self.compose(name, None, [_unset])
+
+    def _check_surrogates(self) -> None:
+        uses = [name for name in self.attacks if "surrogates" in find(name)[0].options]
+        if uses and not self.surrogates:
+            raise InputError(f"expected surrogates, the networks that {uses[0]!r} is crafted on, got none.")
+        if self.transfer and not self.surrogates:
+            raise InputError("expected surrogates to transfer to and from, got none; name the networks.")
+        if self.surrogates and not uses and not self.transfer:
+            raise InputError("expected 'ensemble' among the attacks, or transfer, to use the surrogates; got neither.")
+        if len({self.model, *self.surrogates}) != 1 + len(self.surrogates):
+            raise InputError(
+                f"expected surrogates that differ from the model {self.model!r} and from each other, got "
+                f"{', '.join(self.surrogates)}; remove the repeated name."
+            )
+        if self.transfer:
+            _ = self.transferred
+
+    @property
+    def transferred(self) -> str:
+        """The attack of the transfer table: the first iterative one with a budget, else the first with a budget."""
+        fit = [
+            name
+            for name in self.attacks
+            for row in [find(name)[0]]
+            if row.formulation.budgeted
+            and row.formulation.uses_model
+            and not {"surrogates", "label"} & set(row.options)  # those depend on more than the network
+        ]
+        if not fit:
+            raise InputError(
+                f"expected a norm-constrained attack to transfer, got {', '.join(self.attacks)}; add one such as 'pgd'."
+            )
+        return next((name for name in fit if find(name)[0].iterative), fit[0])
+
+    def compose(
+        self, name: str, bounds: tuple[float, float] | None, surrogates: Sequence[Model], *, stop: str | None = None
+    ) -> Attack:
+        """Compose one of the attacks inside these bounds; its budget is set for each eps later."""
+        row, named = find(name)
+        options: dict[str, Any] = {"surrogates": list(surrogates)} if "surrogates" in row.options else {}
+        return recipe(
+            name,
+            p=self.p,
+            eps=self.eps[-1] if self.eps else None,
+            steps=self.steps if row.iterative and named is None else None,
+            bounds=bounds,
+            stop=stop,
+            **options,
+        )
+
+    def command_line(self) -> str:
+        """Return the command that runs this again."""
+        words = ["epsball", self.command]
+        if self.command != "demo":
+            for field in dataclasses.fields(self):
+                value = getattr(self, field.name)
+                skipped = field.name == "attacks" and self.command == "robustness"
+                if field.name != "command" and value != field.default and not skipped:
+                    words += [f"--{field.name.replace('_', '-')}"]
+                    words += [] if value is True else [_flag(value)]
+        return shlex.join([*words, "--out", "DIR"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that strict JSON can hold; infinity becomes "inf"."""
+        content = dataclasses.asdict(self)
+        return {key: _plain(value) for key, value in content.items()}
+
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> RunConfig:
+        """Make the configuration again from what `to_dict` returned."""
+        known = {field.name for field in dataclasses.fields(cls)}
+        unknown = sorted(set(content) - known)
+        if unknown:
+            raise InputError(f"expected a run configuration, got the unknown entry {unknown[0]!r}; remove it.")
+        values: dict[str, Any] = {
+            key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
+        }
+        if values.get("p") == "inf":
+            values["p"] = math.inf
+        try:
+            return cls(**values)
+        except TypeError as error:
+            raise InputError(f"expected a complete run configuration: {error}.") from error
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(v) for v in value]
+    return "inf" if value == math.inf else value
+
+
+def _flag(value: Any) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_flag, value))
+    return "none" if value is None else str(value)
+
+
+def _unset(x: Tensor) -> Tensor:
+    """Stand for a surrogate while only the composition is checked."""
+    raise InputError("expected the surrogates to be loaded before the attack runs.")

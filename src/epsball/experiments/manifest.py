@@ -1,0 +1,135 @@
+"""What a run says of itself: question, model, data, attacks, configuration, versions."""
+
+from __future__ import annotations
+
+import math
+import platform
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from epsball.attack import Attack
+from epsball.engines.local import STATUSES, Chunk
+from epsball.experiments.measures import describe
+from epsball.experiments.plan import Plan
+from epsball.metrics import Robustness
+from epsball.recipes import find
+from epsball.solvers import MinNorm, NormConstrained, RandomPoint
+
+__all__ = ["manifest"]
+
+FORMULATIONS = {NormConstrained: "norm-constrained", MinNorm: "minimal-norm", RandomPoint: "random"}
+
+
+def manifest(
+    plan: Plan,
+    grid: Sequence[float],
+    chunks: Sequence[Chunk],
+    clean: Tensor,
+    seconds: float,
+    measured: Robustness | None,
+) -> dict[str, Any]:
+    """Return the content of manifest.json; infinity is written as "inf", since JSON has none."""
+    config, dataset = plan.config, plan.dataset
+    correct = int((clean == plan.target).sum())
+    content: dict[str, Any] = {
+        "command": config.command_line(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "question": _question(plan),
+        "task": config.task,
+        "model": plan.model.describe(),
+        "data": {
+            "name": dataset.name,
+            "split": dataset.split,
+            "count": len(dataset),
+            "of": plan.of,
+            "source": dataset.source,
+            "digest": dataset.digest,
+            "shape": list(dataset.x.shape[1:]),
+            "bounds": _pair(dataset.bounds),
+            "classes": None if dataset.classes is None else list(dataset.classes),
+        },
+        "attacks": [_attack(name, attack) for name, attack in plan.attacks.items()],
+        "p": _number(config.p),
+        "eps": [_number(eps) for eps in grid],
+        "bounds": _pair(plan.bounds),
+        "seed": config.seed,
+        "dtype": config.dtype,
+        "device": str(plan.device),
+        "batch_size": config.batch_size,
+        "clean": {"error": 1.0 - correct / len(dataset), "correct": correct, "count": len(dataset)},
+        "psnr_peak": plan.peak,
+        "seconds": round(seconds, 3),
+        "versions": _versions(),
+        "statuses": _statuses(plan, chunks),
+        "configuration": config.to_dict(),
+    }
+    if plan.surrogates:
+        content["surrogates"] = [surrogate.describe() for surrogate in plan.surrogates]
+    if config.transfer:
+        content["transfer"] = {"attack": config.transferred, "networks": [config.model, *config.surrogates]}
+    if measured is not None:
+        content["robustness"] = describe(measured)
+    return content
+
+
+def _question(plan: Plan) -> str:
+    config, dataset = plan.config, plan.dataset
+    order = "inf" if config.p == math.inf else f"{config.p:g}"
+    inside = "" if plan.bounds is None else f", inside [{plan.bounds[0]:g}, {plan.bounds[1]:g}],"
+    samples = f"the {len(dataset):,} samples of {dataset.name} ({dataset.split})"
+    if config.command == "robustness":
+        return f"How far, in the l{order} norm{inside} are {samples} from being misclassified by {config.model}?"
+    return (
+        f"Of those of {samples} that {config.model} classifies correctly, what share is misclassified after a "
+        f"perturbation of at most eps in the l{order} norm{inside.rstrip(',')}?"
+    )
+
+
+def _attack(name: str, attack: Attack) -> dict[str, Any]:
+    row, _ = find(name)
+    return {
+        "name": name,
+        "steps": attack.schedule.steps,
+        "summary": row.summary,
+        "reference": row.reference,
+        "formulation": FORMULATIONS.get(type(attack.formulation), type(attack.formulation).__name__),
+    }
+
+
+def _statuses(plan: Plan, chunks: Sequence[Chunk]) -> dict[str, dict[str, int]]:
+    """Count how the attacks on the model itself ended, over all samples and budgets."""
+    counts: dict[str, dict[str, int]] = {name: {} for name in plan.attacks}
+    for chunk in chunks:
+        if chunk.main:
+            codes, numbers = np.unique(chunk.columns["status"], return_counts=True)
+            entry = counts[chunk.attack]
+            for code, number in zip(codes.tolist(), numbers.tolist(), strict=True):
+                entry[STATUSES[code]] = entry.get(STATUSES[code], 0) + number
+    return counts
+
+
+def _versions() -> dict[str, str]:
+    from importlib.metadata import PackageNotFoundError, version
+
+    import epsball
+
+    found = {"epsball": epsball.__version__, "python": platform.python_version(), "torch": torch.__version__}
+    for package in ("numpy", "pyarrow"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:  # installed without metadata
+            continue
+    return found | {"platform": platform.platform()}
+
+
+def _number(value: float) -> float | str:
+    return "inf" if value == math.inf else value
+
+
+def _pair(bounds: tuple[float, float] | None) -> list[float] | None:
+    return None if bounds is None else [float(end) for end in bounds]

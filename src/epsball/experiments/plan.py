@@ -1,0 +1,158 @@
+"""Everything a run needs, read and checked before any work."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from epsball import data as datasets
+from epsball import networks
+from epsball.attack import Attack
+from epsball.data import Dataset
+from epsball.errors import InputError
+from epsball.experiments.config import RunConfig
+from epsball.validation import check_bounds_contain, check_class_range
+
+__all__ = ["LoadedModel", "Plan", "prepare"]
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network with its weights, in the run's type and on its device, and what the manifest says of it."""
+
+    name: str
+    module: nn.Module
+    summary: str
+    digest: str
+    parameters: int
+    card: dict[str, Any] | None
+
+    def describe(self) -> dict[str, Any]:
+        """Return the manifest's entry; digest is the sha256 of the weights file."""
+        return {
+            "name": self.name,
+            "summary": self.summary,
+            "digest": self.digest,
+            "parameters": self.parameters,
+            "card": self.card,
+        }
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that can start. x is in the run's type on the CPU; batches move to the device one by one.
+
+    of: how many samples the data set holds, None where the limit kept it from being counted. peak: the range of x that
+    PSNR refers to.
+    """
+
+    config: RunConfig
+    dataset: Dataset
+    of: int | None
+    x: torch.Tensor
+    target: torch.Tensor
+    model: LoadedModel
+    surrogates: tuple[LoadedModel, ...]
+    bounds: tuple[float, float] | None
+    attacks: dict[str, Attack]
+    device: torch.device
+    peak: float
+
+
+def prepare(config: RunConfig) -> Plan:
+    """Read the data and the weights of a run and check that they fit each other; InputError if they do not."""
+    spec = networks.spec(config.model)
+    for name in config.surrogates:
+        other = networks.spec(name)
+        if (other.input_shape, other.outputs) != (spec.input_shape, spec.outputs):
+            raise InputError(
+                f"expected surrogates that take {spec.input_shape} and return {spec.outputs} scores as {spec.name} "
+                f"does, got {name} with {other.input_shape} and {other.outputs}; choose another."
+            )
+    device, dtype = _device(config.device), getattr(torch, config.dtype)
+    model = _load_model(config.model, config.weights, device, dtype)
+    surrogates = tuple(_load_model(name, None, device, dtype) for name in config.surrogates)
+    dataset, of = _load_data(config, spec.data)
+    x, target = _classified(dataset, spec, dtype)
+    bounds = dataset.bounds if config.bounds == "data" else config.bounds
+    check_bounds_contain(x, bounds)
+    return Plan(
+        config=config,
+        dataset=dataset,
+        of=of,
+        x=x,
+        target=target,
+        model=model,
+        surrogates=surrogates,
+        bounds=bounds,
+        attacks={name: config.compose(name, bounds, [s.module for s in surrogates]) for name in config.attacks},
+        device=device,
+        peak=_peak(x, dataset.bounds or bounds),
+    )
+
+
+def _load_model(name: str, weights: str | None, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    module = networks.load(name, weights)
+    path = networks.shipped(name) if weights is None else Path(weights).expanduser()
+    try:
+        card = networks.card(name, weights)
+    except InputError:  # weights of one's own need no card
+        card = None
+    return LoadedModel(
+        name=name,
+        module=module.to(device=device, dtype=dtype),
+        summary=networks.spec(name).summary,
+        digest=hashlib.sha256(path.read_bytes()).hexdigest(),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        card=card,
+    )
+
+
+def _load_data(config: RunConfig, default: str) -> tuple[Dataset, int | None]:
+    name = config.data or default
+    if name not in datasets.names() and os.path.isdir(name):
+        # A folder of images is read one by one: not more of them than asked for.
+        found = datasets.load(name, data_root=config.data_root, limit=config.limit)
+        return found, None if len(found) == config.limit else len(found)
+    whole = datasets.load(name, data_root=config.data_root)
+    return (whole if config.limit is None else whole.head(config.limit)), len(whole)
+
+
+def _classified(dataset: Dataset, spec: networks.NetworkSpec, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return x and the class indices as the classifier takes them, or say what does not fit."""
+    shape = tuple(dataset.x.shape[1:])
+    if shape != spec.input_shape:
+        raise InputError(
+            f"expected samples of shape {spec.input_shape} for {spec.name}, got {shape} in {dataset.name}; use data "
+            f"of that shape, such as {spec.data!r}, or another network."
+        )
+    if dataset.target is None:
+        raise InputError(f"expected class labels in {dataset.name}, got none; add y, or class sub-folders.")
+    if dataset.target.is_floating_point() or dataset.target.dim() != 1:
+        raise InputError(
+            f"expected class indices (N,) as targets in {dataset.name}, got {dataset.target.dtype} of shape "
+            f"{tuple(dataset.target.shape)}; classification needs integer labels."
+        )
+    check_class_range(dataset.target, spec.outputs)
+    return dataset.x.to(dtype), dataset.target
+
+
+def _peak(x: torch.Tensor, bounds: tuple[float, float] | None) -> float:
+    lo, hi = bounds if bounds is not None else (float(x.min()), float(x.max()))
+    return hi - lo if hi > lo else 1.0
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device).cpu()  # refuses "meta", which holds no numbers
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: built without CUDA
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"expected a device that can be used here, got {name!r} ({reason}); use 'cpu'.") from error
+    return device
