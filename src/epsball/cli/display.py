@@ -79,6 +79,17 @@ def write(*lines: str) -> None:
         console.print(Text(printable(line)), soft_wrap=True)
 
 
+def write_markdown(text: str) -> None:
+    """Print Markdown: drawn in a terminal, as it is where a program reads it."""
+    console = _console()
+    if not console.is_terminal:
+        return write(text)
+    from rich.markdown import Markdown
+
+    console.print(Markdown(printable(text)))
+    return None
+
+
 def show_result(result: RunResult) -> None:
     """Print the fooling ratios of the attacks on the model, one row an attack."""
     name = result.manifest["model"]["name"]

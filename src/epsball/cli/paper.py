@@ -8,7 +8,7 @@ from pathlib import Path
 import typer
 
 from epsball.cli import options as o
-from epsball.cli.display import ProgressBar
+from epsball.cli.display import ProgressBar, write, write_markdown
 
 __all__ = ["paper"]
 
@@ -18,7 +18,9 @@ paper = typer.Typer(help="Make the paper's tables and figures again, its values 
 def _make(name: str, out: Path, data_root: str | None, limit: int | None, seed: int, batch_size: int) -> None:
     function = getattr(import_module("epsball.experiments.paper"), name)
     with ProgressBar() as bar:
-        function(out, data_root=data_root, limit=limit, seed=seed, batch_size=batch_size, progress=bar)
+        text = function(out, data_root=data_root, limit=limit, seed=seed, batch_size=batch_size, progress=bar)
+    write_markdown(text)
+    write("", f"written to {out}")
 
 
 @paper.command()

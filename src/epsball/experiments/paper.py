@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from epsball import data, networks
+from epsball.errors import InputError
 from epsball.experiments.claims import CLAIMS, Verdict, judge
 from epsball.experiments.storage import write_table
 from epsball.metrics import FoolingCurve, Robustness, fooling_curve, robustness
@@ -95,6 +97,7 @@ def table3(
     """
     from epsball.report.paper import table3_markdown
 
+    _check_writable(out)
     rows: list[dict[str, Any]] = []
     columns: dict[str, list[Any]] = {
         key: [] for key in ("network", "range", "sample_id", "correct", "distance", "relative", "r2", "passes")
@@ -142,6 +145,7 @@ def figure3(
     """
     from epsball.report.paper import figure3_markdown, save_figure3
 
+    _check_writable(out)
     panels: list[Panel] = []
     tables: list[Any] = []
     for label, bounds in RANGES.items():
@@ -194,6 +198,7 @@ def figure1(
     """
     from epsball.report.paper import save_figure1
 
+    _check_writable(out)
     model, x, target, ids = _load("mnist-lenet5", data_root, limit)
     attack = recipe("alg1", p=math.inf, eps=0.1)
     found: dict[int, dict[str, Any]] = {}
@@ -222,6 +227,16 @@ def figure1(
     return (
         f"Figure 1(a), {len(found)} images that Algorithm 1 at eps = 0.1 makes LeNet-5 misclassify: {out / 'figures'}"
     )
+
+
+def _check_writable(out: Path) -> None:
+    """Refuse an output folder that cannot be written before any work."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise InputError(f"expected an output folder that can be written, got {out} ({error.strerror}).") from error
 
 
 def _load(name: str, data_root: str | None, limit: int | None) -> tuple[nn.Module, Tensor, Tensor, Tensor]:

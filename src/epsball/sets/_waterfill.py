@@ -1,9 +1,10 @@
 """Separable linear problems with one coupling constraint, exact after sorting (DESIGN.md 2.3 and 2.4).
 
 All arrays are (B, M) and non-negative: `weight` w, `cap` c. The solution of both problems has the form
-t_i = min(λ w_i^(q-1), c_i): entries rise together with the level λ and stop at their capacity. Sorted by the level at
-which each one stops, one cumulative sum gives λ exactly. Powers are taken in the logarithm, so that no order p near 1
-underflows, and sums in float64.
+t_i = min(λ w_i^(q-1), c_i): entries rise together with the level λ and stop at their capacity. λ is exact: for
+p ≥ 1.5 by stopping entries until no further one has to stop (Newton's method on a concave piecewise linear function,
+which ends), for p nearer to 1 by sorting the levels at which the entries stop and one cumulative sum, with the powers
+in the logarithm, so that none underflows. Sums are taken in float64.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from epsball.tensors import order
 
 __all__ = ["fill_budget", "fill_gap", "greedy_fill", "soft_threshold"]
 
+#: From this order on w^q cannot underflow where it matters, and no logarithm is needed.
+_PLAIN = 1.5
+
 
 def fill_budget(weight: Tensor, cap: Tensor, eps: Tensor, p: float) -> Tensor:
     """Solve max Σ w_i t_i subject to Σ t_i^p ≤ ε^p, 0 ≤ t_i ≤ c_i; (B, M), exact. ε may be 0, not inf."""
@@ -24,6 +28,13 @@ def fill_budget(weight: Tensor, cap: Tensor, eps: Tensor, p: float) -> Tensor:
         return torch.where(weight > 0, torch.minimum(cap, eps[:, None]), torch.zeros_like(cap))
     if p == 1.0:
         return greedy_fill(weight, cap, torch.ones_like(cap), eps)
+    if p >= _PLAIN:
+        scale = torch.where(eps > 0, eps, torch.ones_like(eps))[:, None]
+        ratio, room = _relative(weight), (cap / scale).clamp_max(1.0)
+        level = _stop_until_filled(ratio.pow(order(p)), room.pow(p), torch.ones_like(eps).double())
+        level = level.pow(1.0 / p).to(weight.dtype)
+        t = torch.minimum(level[:, None] * ratio.pow(order(p) - 1.0), room) * scale
+        return torch.where((eps[:, None] > 0) & (weight > 0), torch.minimum(t, cap), 0.0)
     scale = torch.where(eps > 0, eps, torch.ones_like(eps)).double()[:, None]
     log_w = _log_relative(weight)
     # In units of ε no entry can exceed 1, so its power cannot overflow, and one that underflows did not count.
@@ -37,6 +48,13 @@ def fill_gap(weight: Tensor, cap: Tensor, gap: Tensor, p: float) -> Tensor:
     """Solve min ‖t‖_p subject to Σ w_i t_i ≥ gap, 0 ≤ t_i ≤ c_i; (B, M), exact. All c_i where they fall short."""
     if p == 1.0:
         return greedy_fill(weight, cap, weight, gap)
+    if p >= _PLAIN:
+        ratio = _relative(weight)
+        total = gap.double().clamp_min(0.0) / weight.amax(1).clamp_min(torch.finfo(weight.dtype).tiny).double()
+        level = _stop_until_filled(ratio.pow(order(p)), ratio * cap, total).to(weight.dtype)
+        rate = (ratio > 0).to(ratio.dtype) if p == math.inf else ratio.pow(order(p) - 1.0)
+        t = torch.minimum(level[:, None] * rate, cap)
+        return torch.where((gap[:, None] > 0) & (weight > 0) & t.isfinite(), t, 0.0)
     largest = weight.amax(1).clamp_min(torch.finfo(weight.dtype).tiny).double()
     log_w = _log_relative(weight)
     saturated = (weight.double() / largest[:, None]) * cap.double()
@@ -46,6 +64,35 @@ def fill_gap(weight: Tensor, cap: Tensor, gap: Tensor, p: float) -> Tensor:
     t = torch.minimum((log_level[:, None] + _rate(log_w, p)).exp(), cap.double())
     t = torch.where(t.isfinite(), t, 0.0)  # an infinite level over an infinite capacity: no weight at all
     return torch.where((gap[:, None] > 0) & (weight > 0), t, 0.0).to(weight.dtype)
+
+
+def _relative(weight: Tensor) -> Tensor:
+    """Return w / max w, 0 for a sample of zeros."""
+    return weight / weight.amax(1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
+
+
+def _stop_until_filled(slope: Tensor, stop: Tensor, total: Tensor) -> Tensor:
+    """Solve Σ min(s slope_i, stop_i) = total for s, (B,) float64; +inf where all stop below it.
+
+    The sum is concave and piecewise linear in s, so Newton's method from the left rises, stops more entries each time,
+    and is exact as soon as no further entry stops.
+    """
+    stop = torch.where(slope > 0, stop, math.inf)  # an entry that does not rise never stops; 0 * inf is such a one too
+    count = torch.zeros(len(slope), dtype=torch.int64, device=slope.device)
+    rising = slope.sum(1, dtype=torch.float64)
+    level = torch.where(rising > 0, total / rising, math.inf)
+    for _ in range(slope.shape[1] + 1):
+        stopped = slope * level[:, None].to(slope.dtype) >= stop
+        number = stopped.sum(1)
+        if bool((number <= count).all()):
+            break
+        rising = torch.where(stopped, 0.0, slope).sum(1, dtype=torch.float64)
+        left = total - torch.where(stopped, stop, 0.0).sum(1, dtype=torch.float64)
+        following = torch.where(rising > 0, left / rising, math.inf)
+        # Where nothing new stopped the level stays, whatever rounding says; it never falls.
+        level = torch.where(number > count, torch.maximum(level, following), level)
+        count = number
+    return level
 
 
 def _log_relative(weight: Tensor) -> Tensor:

@@ -1,0 +1,27 @@
+"""What every test file shares: the `--slow` option, one torch thread, and `helpers` on the import path."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent))  # importlib mode does not do it: `from helpers import ...`
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests that take more than a few seconds")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The tests' tensors are too small to share among threads, and runs beside each other must not fight for cores.
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--slow"):
+        return
+    skip = pytest.mark.skip(reason="slow: run with --slow")
+    for item in items:
+        if "slow" in item.keywords:
+            item.add_marker(skip)
