@@ -470,6 +470,14 @@ def test_unlimited_budget_inside_bounds_is_the_corner(p, weighted):
         assert not bool(LpBall(p, math.inf, None, ball.weights).contains(moved, x).any())
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+def test_unlimited_budget_with_one_infinite_bound_is_refused_where_it_matters(p):
+    ball, x = LpBall(p=p, bounds=(0.0, math.inf)), torch.full((1, 2), 0.5)
+    with pytest.raises(InputError, match="finite eps"):
+        ball.lmo(torch.tensor([[1.0, 0.0]]), x)
+    assert torch.allclose(ball.lmo(torch.tensor([[-1.0, 0.0]]), x), torch.tensor([[-0.5, 0.0]]))
+
+
 @pytest.mark.parametrize("p", PS)
 def test_unlimited_budget_without_bounds_is_refused(p):
     x, g = batch(12)

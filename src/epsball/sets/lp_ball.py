@@ -51,14 +51,18 @@ class LpBall(ConstraintSet):
         Exact. Zero where g is zero; of equal entries at p = 1 the first.
         """
         eps = self.eps_of(x)
-        if self.bounds is None and not eps.isfinite().all():
+        unlimited = not eps.isfinite().all()
+        if self.bounds is None and unlimited:
             raise self._unlimited()
         if self.p == math.inf:
             # Finite, so that an entry without a gradient stays at zero where only the bounds limit the others.
             radius = expand(eps.clamp_max(_LARGE), x)
             eta = g.sign() * (radius if self.weights is None else radius * self._w(x))
             # Zero is inside the room, so clamping this corner is the exact solution for p = inf, and for it alone.
-            return eta if self.bounds is None else torch.clamp(eta, *self.room(x))
+            eta = eta if self.bounds is None else torch.clamp(eta, *self.room(x))
+            if unlimited and bool((eta.abs() >= _LARGE).any()):  # one of the bounds is infinite too
+                raise self._unlimited()
+            return eta
         weight, scale = self._scaled_gradient(g)
         if self.bounds is None:
             return g.sign() * expand(eps, x) * self._direction(weight).view_as(x) * scale
