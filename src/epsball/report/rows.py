@@ -80,15 +80,15 @@ class Columns:
         """Yield the values of `keys` and the rows that share them: text in order of appearance, numbers ascending."""
         if not len(self):
             return
-        parts = {key: self._coded(key) for key in keys}
-        key_codes = np.stack([codes for codes, _ in parts.values()])
-        unique, inverse = np.unique(key_codes, axis=1, return_inverse=True)
-        inverse = inverse.reshape(-1)
-        order = np.argsort(inverse, kind="stable")
-        starts = np.searchsorted(inverse[order], np.arange(unique.shape[1] + 1))
-        for g in range(unique.shape[1]):
-            values = {key: parts[key][1][unique[i, g]] for i, key in enumerate(keys)}
-            yield values, order[starts[g] : starts[g + 1]]
+        parts = [self._coded(key) for key in keys]
+        sizes = tuple(len(values) for _, values in parts)
+        # One whole number for each combination: sorting a million of those is fast, sorting columns is not.
+        combined = np.ravel_multi_index(tuple(codes for codes, _ in parts), sizes)
+        order = np.argsort(combined, kind="stable")
+        present, starts = np.unique(combined[order], return_index=True)
+        for place, index in zip(present, np.split(order, starts[1:]), strict=True):
+            chosen = np.unravel_index(place, sizes)
+            yield {key: parts[i][1][chosen[i]] for i, key in enumerate(keys)}, index
 
     def _coded(self, key: str) -> tuple[NDArray[np.int64], list[Any]]:
         if key in self.codes:
