@@ -224,7 +224,7 @@ def np_softmax(scores: np.ndarray) -> np.ndarray:
 
 
 def np_gain(objective: eb.Objective, outputs: np.ndarray, target: np.ndarray, clean: np.ndarray) -> np.ndarray:
-    """The gain of DESIGN.md 2.1, written out again; `clean` are the outputs at the unperturbed input."""
+    """The gain of each objective, written out again; `clean` are the outputs at the unperturbed input."""
     if isinstance(objective, eb.Ensemble):  # judged on the model under attack
         return np_gain(objective.objective, outputs, target, clean)
     if isinstance(objective, eb.SquaredError):

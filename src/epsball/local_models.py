@@ -1,4 +1,4 @@
-"""Local models of the gain around a point: what one linearisation of the network says (DESIGN.md 2.2)."""
+"""Local models of the gain around a point: what one linearisation of the network says."""
 
 from __future__ import annotations
 

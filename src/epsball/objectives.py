@@ -1,4 +1,4 @@
-"""What the attacker raises: `gain`, and when a sample counts as a `success` (DESIGN.md 2.1)."""
+"""What the attacker raises: `gain`, and when a sample counts as a `success`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""When and how far to step: the iteration of Algorithm 1 and its options (DESIGN.md 2.8)."""
+"""When and how far to step: the iteration of Algorithm 1 and its options."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def fooling_curve(
     """Measure the fooling ratio of one attack over a grid of ε, batch by batch.
 
     x: (N, *S), target: (N,) class indices, eps: increasing budgets in units of x. progress is called with the number of
-    samples finished. Of the samples classified correctly, those misclassified within ε count (DESIGN.md 2.9).
+    samples finished. Of the samples classified correctly, those misclassified within ε count.
     """
     x, target = check_batch(x), check_labels(target, len(x))
     check_grid(eps)

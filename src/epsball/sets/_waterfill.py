@@ -1,4 +1,4 @@
-"""Separable linear problems with one coupling constraint, exact after sorting (DESIGN.md 2.3 and 2.4).
+"""Separable linear problems with one coupling constraint, solved exactly (docs/sets.md).
 
 All arrays are (B, M) and non-negative: `weight` w, `cap` c. The solution of both problems has the form
 t_i = min(λ w_i^(q-1), c_i): entries rise together with the level λ and stop at their capacity. λ is exact: for
