@@ -1,5 +1,6 @@
 """What every test file shares: the `--slow` option, one torch thread, and `helpers` on the import path."""
 
+import os
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     # The tests' tensors are too small to share among threads, and runs beside each other must not fight for cores.
     torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"  # for the commands that tests start
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

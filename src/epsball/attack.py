@@ -48,7 +48,12 @@ class Attack:
     def __post_init__(self) -> None:
         """Refuse parts that are not what they should be."""
         object.__setattr__(self, "objective", as_objective(self.objective))
-        for name, kind in (("constraint", ConstraintSet), ("formulation", Formulation), ("schedule", Schedule)):
+        for name, kind in (
+            ("constraint", ConstraintSet),
+            ("formulation", Formulation),
+            ("schedule", Schedule),
+            ("local_model", Linear),
+        ):
             if not isinstance(getattr(self, name), kind):
                 raise InputError(f"expected {name} as a {kind.__name__}, got {type(getattr(self, name)).__name__}.")
         if not self.formulation.budgeted and (self.schedule.update == "project" or self.schedule.random_start):
@@ -93,9 +98,21 @@ class Attack:
         Every result counts the passes that its attack makes alone.
         """
         started = time.perf_counter()
-        x = check_batch(x)
+        with torch.inference_mode(False):
+            return self._over(model, check_batch(x), target, eps, seed, sample_id, started)
+
+    def _over(
+        self,
+        model: Callable[[Tensor], Any],
+        x: Tensor,
+        target: Tensor | None,
+        eps: list[float | Tensor],
+        seed: int,
+        sample_id: Tensor | None,
+        started: float,
+    ) -> list[AttackResult]:
         check_model(model.model if isinstance(model, TargetModel) else model, x)
-        check_seed(seed)
+        seed = check_seed(seed)
         ids = check_sample_id(sample_id, x)
         check_bounds_contain(x, self.constraint.bounds)
         attacks = [self.with_eps(e) if e is not self.constraint.eps else self for e in eps]
@@ -126,8 +143,10 @@ def _run(attack: Attack, problem: Problem, started: float, *, shared: bool) -> A
         attempt(attack, problem, constraint, state, everyone, 0, stops=stops, shared=shared)
         return certify(problem, constraint, state, started, budgeted=attack.formulation.budgeted)
     best_eta = torch.zeros_like(state.eta)
-    best_gain = problem.x.new_full((len(problem.x),), -torch.inf)
+    best_score = problem.x.new_full((len(problem.x),), -torch.inf)
     best_success = torch.zeros_like(state.flat)
+    best_flags = torch.stack([state.flat, state.broken, state.feasible])
+    budgeted = attack.formulation.budgeted
     active = everyone
     for restart in range(schedule.restarts):
         state.eta[active] = 0.0
@@ -135,14 +154,22 @@ def _run(attack: Attack, problem: Problem, started: float, *, shared: bool) -> A
         placed = place(problem.x[active], state.eta[active], constraint)
         outputs, objective = problem.outputs(placed), problem.objective.take(active)
         state.forwards[active] += 1
-        gain = objective.gain(outputs, problem.target[active])
         success = objective.success(outputs, problem.target[active])
-        better = (success & ~best_success[active]) | ((success == best_success[active]) & (gain > best_gain[active]))
+        # The larger gain is better within a budget; without one, of the successes the smaller perturbation.
+        score = objective.gain(outputs, problem.target[active]).to(best_score.dtype)
+        if not budgeted:
+            score = torch.where(success, -constraint.take(active).size(state.eta[active]), score)
+        better = (success & ~best_success[active]) | ((success == best_success[active]) & (score > best_score[active]))
         chosen = active[better]
-        best_eta[chosen], best_gain[chosen] = state.eta[chosen], gain[better]
+        best_eta[chosen], best_score[chosen] = state.eta[chosen], score[better]
         best_success[chosen] = success[better]
-        active = active[~success] if stops else active
+        best_flags[:, chosen] = torch.stack([state.flat, state.broken, state.feasible])[:, chosen]
+        active = active[~success] if stops and budgeted else active
         if len(active) == 0:
             break
+    tried = best_score > -torch.inf
+    state.flat, state.broken, state.feasible = torch.where(
+        tried, best_flags, torch.stack([state.flat, state.broken, state.feasible])
+    ).unbind(0)
     state.eta = best_eta
     return certify(problem, constraint, state, started, budgeted=attack.formulation.budgeted)

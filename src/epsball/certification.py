@@ -31,14 +31,15 @@ def certify(
     success = succeeds & inside
     broken = state.broken | ~outputs.flatten(1).isfinite().all(1)
     untouched = (perturbation == 0).flatten(1).all(1)
-    outside = Status.CONSTRAINT_VIOLATED if budgeted else Status.BEYOND
+    # A minimal-norm attack is beyond eps only with a perturbation that succeeds.
+    outside = ~inside if budgeted else ~inside & succeeds
 
     # The first rule that holds names the status.
     rules = [
         (success & untouched, Status.ALREADY),
         (success, Status.SUCCESS),
         (broken, Status.NON_FINITE),
-        (~inside, outside),
+        (outside, Status.CONSTRAINT_VIOLATED if budgeted else Status.BEYOND),
         (state.flat, Status.ZERO_GRADIENT),
         (~state.feasible, Status.INFEASIBLE),
     ]

@@ -175,7 +175,7 @@ class Batch:
     def limited(self, attack: Parts, local: ConstraintSet, share: float) -> ConstraintSet:
         """Return the set over which one step is solved."""
         if not attack.formulation.budgeted:
-            return local
+            return local.onward(self.eta)
         return local.step(share, self.eta) if attack.schedule.update == "accumulate" else local.scaled(share)
 
     def learn(self, piece: Tensor, slope: Tensor) -> None:

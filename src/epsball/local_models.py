@@ -71,6 +71,7 @@ class Linear:
         if not self.growth >= 1.0:
             raise InputError(f"expected growth >= 1 (inf: differentiate all classes), got {self.growth!r}.")
 
+    @torch.enable_grad()
     def expand(
         self,
         model: Callable[[Tensor], Tensor],
@@ -123,9 +124,8 @@ def _forward(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the point as a leaf, the outputs and the pieces with their graph."""
     point = point.detach().requires_grad_()
-    with torch.enable_grad():
-        outputs = model(point)
-        pieces = objective.pieces(outputs, target)
+    outputs = model(point)
+    pieces = objective.pieces(outputs, target)
     if not pieces.requires_grad:
         raise InputError(
             "expected a model that is differentiable in its input, got outputs without a gradient; remove detach, "
@@ -139,11 +139,15 @@ def _all_gradients(pieces: Tensor, point: Tensor, *, batched: bool) -> Tensor:
     count = pieces.shape[1]
     if count == 1:
         return _gradient(pieces.sum(), point, keep=False)[:, None].detach()
-    if not batched:
-        return torch.stack([_gradient(pieces[:, c].sum(), point, keep=c < count - 1) for c in range(count)], 1)
-    basis = torch.eye(count, dtype=pieces.dtype, device=pieces.device)[:, None].expand(count, *pieces.shape)
-    (stacked,) = torch.autograd.grad(pieces, point, basis, is_grads_batched=True)
-    return stacked.transpose(0, 1).detach()
+    if batched:
+        basis = torch.eye(count, dtype=pieces.dtype, device=pieces.device)[:, None].expand(count, *pieces.shape)
+        try:
+            (stacked,) = torch.autograd.grad(pieces, point, basis, retain_graph=True, is_grads_batched=True)
+            return stacked.transpose(0, 1).detach()
+        except RuntimeError:
+            pass  # a backward that reads values (.item()) cannot be vectorised; the loop does the same one by one
+    each = [_gradient(pieces[:, c].sum(), point, keep=c < count - 1) for c in range(count)]
+    return torch.stack(each, 1).detach()
 
 
 def _gradient(total: Tensor, point: Tensor, *, keep: bool) -> Tensor:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Literal, Self
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from epsball.errors import InputError
@@ -79,7 +80,9 @@ class Objective(ABC):
             return labels
         if target is None:
             return outputs.detach()
-        if isinstance(target, Tensor) and target.shape[:1] != (batch,):
+        if not isinstance(target, Tensor):
+            raise InputError(f"expected target as a tensor (B, *O) or None, got {type(target).__name__}.")
+        if target.shape[:1] != (batch,):
             raise InputError(f"expected a target for each of the {batch} samples, got shape {tuple(target.shape)}.")
         return target.detach().to(outputs.device)
 
@@ -206,6 +209,11 @@ class SquaredError(Objective):
     threshold: float = 0.0
     classifies = False
 
+    def __post_init__(self) -> None:
+        """Refuse a threshold that is no number."""
+        if not isinstance(self.threshold, Real) or isinstance(self.threshold, bool):
+            raise InputError(f"expected threshold as a number, got {self.threshold!r}.")
+
     def pieces(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Compute the squared error of each sample, (B, 1)."""
         return (outputs - target).flatten(1).square().sum(1, keepdim=True)
@@ -263,8 +271,13 @@ class Ensemble(Objective):
 
     def __post_init__(self) -> None:
         """Refuse an empty ensemble and objectives that need the outputs at the unperturbed input."""
-        if not self.models or not all(callable(model) for model in self.models):
-            raise InputError("expected at least one surrogate model, each a callable x -> scores (B, K).")
+        if (
+            not isinstance(self.models, (Sequence, nn.ModuleList))
+            or len(self.models) == 0
+            or not all(callable(model) for model in self.models)
+        ):
+            raise InputError("expected a list of at least one surrogate model, each a callable x -> scores (B, K).")
+        object.__setattr__(self, "objective", as_objective(self.objective))
         if self.objective.needs_clean or self.objective.surrogates or isinstance(self.objective, SquaredError):
             raise InputError(f"expected a plain objective for the surrogates, got {self.objective!r}.")
         object.__setattr__(self, "surrogates", tuple(self.models))

@@ -8,12 +8,12 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from epsball.errors import EpsballWarning
+from epsball.errors import EpsballWarning, InputError
 from epsball.local_models import Expansion, Linear
 from epsball.objectives import Objective, two_class
 from epsball.randomness import Generators
 from epsball.target_model import TargetModel, stacked
-from epsball.validation import check_scores
+from epsball.validation import check_model, check_scores
 
 __all__ = ["Problem"]
 
@@ -37,20 +37,24 @@ class Problem:
         self.classifies = objective.classifies
         # One sample is enough to know the outputs' shape; the whole batch only where its outputs are needed.
         whole = target is None or objective.needs_clean
-        outputs = self.outputs(x if whole else x[:1])
+        with torch.no_grad():
+            raw = judge(x if whole else x[:1])
+        outputs = two_class(raw) if self.classifies else raw
         self.clean_forwards = int(whole)
         self.target = objective.check(outputs, target, len(x))
-        if self.classifies and bool(((outputs >= 0).all(1) & ((outputs.sum(1) - 1.0).abs() < 1e-4)).all()):
-            warnings.warn(
-                "the model's outputs look like probabilities (non-negative, summing to 1): attacks want logits, since "
-                "the gradients of a saturated softmax vanish; leave the softmax out of the model.",
-                EpsballWarning,
-                stacklevel=4,
-            )
         self.objective = objective.prepare(outputs, self.target) if whole else objective
-        if surrogates:
+        if self.classifies:
+            _warn_of_probabilities(judge, raw, x)
+        for surrogate in surrogates:
+            check_model(surrogate.model, x)
             with torch.no_grad():
-                check_scores(two_class(surrogates[0](x[:1])), 1, what="each surrogate")
+                raw = surrogate(x[:1])
+            scores = check_scores(two_class(raw), 1, what="each surrogate")
+            if scores.shape[1] != outputs.shape[1]:
+                raise InputError(
+                    f"expected surrogates with the judged model's {outputs.shape[1]} classes, got {scores.shape[1]}."
+                )
+            _warn_of_probabilities(surrogate, raw, x)
         self._first: Expansion | None = None
 
     def outputs(self, x: Tensor) -> Tensor:
@@ -85,3 +89,20 @@ class Problem:
         if keep:
             self._first = expansion
         return expansion
+
+
+def _warn_of_probabilities(model: TargetModel, outputs: Tensor, x: Tensor) -> None:
+    """Warn of a model that ends in a softmax or a sigmoid, from its outputs (b, K) for the first samples."""
+    probabilities = bool(((outputs >= 0).all(1) & ((outputs.sum(1) - 1.0).abs() < 1e-4)).all())
+    if outputs.shape[1] == 1 and bool(((outputs >= 0) & (outputs <= 1)).all()) and len(x) >= 8:
+        # One logit may lie in [0, 1] by chance, many do not.
+        with torch.no_grad():
+            some = model(x[:32])
+        probabilities = bool(((some >= 0) & (some <= 1)).all())
+    if probabilities:
+        warnings.warn(
+            "the model's outputs look like probabilities (softmax or sigmoid): attacks want logits, since saturated "
+            "probabilities have no gradient and one probability is always above 0; leave that layer out of the model.",
+            EpsballWarning,
+            stacklevel=6,
+        )

@@ -19,9 +19,9 @@ class AttackResult:
 
     perturbed: x + η (B, *S). perturbation: perturbed - x, as the floating-point numbers are. success: (B,) bool, judged
     on `perturbed` by the model under attack. status: one `Status` a sample. gain: the objective there, (B,). norm: the
-    set's own norm of the perturbation, (B,). outputs: the model's outputs there, (B, *O). forwards, backwards, jvps:
-    passes through the crafting model that the sample takes by itself, the verification included, (B,) int64. seconds:
-    of the whole call.
+    set's own norm of the perturbation, (B,). outputs: the model's outputs there, (B, *O); for one logit the scores of
+    its two classes. forwards, backwards, jvps: passes through the crafting model that the sample takes by itself, the
+    verification included, (B,) int64. seconds: of the whole call.
     """
 
     perturbed: Tensor

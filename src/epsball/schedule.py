@@ -23,7 +23,8 @@ class Schedule:
     update: "accumulate" adds the steps (the sum of the shares is at most 1, so the triangle inequality keeps it in the
     ball: Algorithm 1); "project" projects onto the set after each step, of any size (Madry's PGD).
     stop: "success" leaves a sample at its first success and drops it from the batch, "never" takes all steps; by
-    default "success" for objectives that classify. restarts: attempts with new random draws, the best kept.
+    default "success" for objectives that classify. A step that is dithered does not see the point it starts from, so
+    with dither at every step a success shows only at the end. restarts: attempts with new random draws, the best kept.
     """
 
     steps: int = 1

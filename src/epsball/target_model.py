@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from types import TracebackType
+from collections.abc import Callable, Iterator
+from types import ModuleType, TracebackType
 from typing import Any, Self
 
 import torch
@@ -40,7 +40,7 @@ class TargetModel:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Compute the selected outputs, (B, *O)."""
-        outputs = self.model(x)
+        outputs = self.model(x.clone())  # a model may change its input in place
         selected = outputs if self.selector is None else self._select(outputs)
         if not isinstance(selected, Tensor):
             raise InputError(
@@ -57,7 +57,9 @@ class TargetModel:
         for module in self._modules():
             self._modes += [(m, m.training) for m in module.modules()]
             self._flags += [p for p in module.parameters() if p.requires_grad]
-            module.eval()
+        # The flags themselves, as on exit: eval() and train() may be overridden with effects that nothing undoes.
+        for module, _ in self._modes:
+            module.training = False
         for parameter in self._flags:
             parameter.requires_grad_(False)
         return self
@@ -86,8 +88,7 @@ class TargetModel:
     def _modules(self) -> list[nn.Module]:
         if isinstance(self.model, nn.Module):
             return [self.model]
-        owner = getattr(self.model, "__self__", None)  # a bound method such as model.forward_features
-        return [owner] if isinstance(owner, nn.Module) else []
+        return list(dict.fromkeys(_held(self.model, 3)))
 
     def _select(self, outputs: Any) -> Any:
         if callable(self.selector):
@@ -100,6 +101,33 @@ class TargetModel:
             raise InputError(
                 f"selector {self.selector!r} does not fit the model's output, {_describe(outputs)}."
             ) from error
+
+
+def _held(value: Any, depth: int) -> Iterator[nn.Module]:
+    """Find the modules that a callable holds, as `TargetModel` says."""
+    if isinstance(value, nn.Module):
+        yield value
+        return
+    if depth == 0 or isinstance(value, (Tensor, str, bytes, type, ModuleType)):
+        return
+    if isinstance(value, (list, tuple, dict)):
+        inner: list[Any] = list(value.values() if isinstance(value, dict) else value)
+    else:
+        code, names = getattr(value, "__code__", None), getattr(value, "__globals__", {})
+        inner = [getattr(value, name, None) for name in ("__self__", "func", "args", "keywords")]
+        inner += [cell.cell_contents for cell in getattr(value, "__closure__", None) or () if _filled(cell)]
+        inner += [names.get(name) for name in getattr(code, "co_names", ())]
+        inner += list(vars(value).values()) if code is None and hasattr(value, "__dict__") else []
+    for item in inner:
+        yield from _held(item, depth - 1)
+
+
+def _filled(cell: Any) -> bool:
+    """Tell whether a closure's cell has a value yet."""
+    try:
+        return cell.cell_contents is not None
+    except ValueError:
+        return False
 
 
 def _describe(outputs: Any) -> str:

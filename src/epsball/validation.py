@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -78,14 +78,15 @@ def check_weights(weights: object) -> None:
 
 def check_count(name: str, value: object, least: int = 1) -> None:
     """Refuse a count that is not an integer of at least `least`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise InputError(f"expected {name} as an integer >= {least}, got {value!r}.")
 
 
-def check_seed(seed: object) -> None:
-    """Refuse a seed that is not an integer."""
-    if not isinstance(seed, int) or isinstance(seed, bool):
+def check_seed(seed: object) -> int:
+    """Return the seed as an integer, or refuse it."""
+    if not isinstance(seed, Integral) or isinstance(seed, bool):
         raise InputError(f"expected seed as an integer, got {seed!r}.")
+    return int(seed)
 
 
 def check_batch(x: object) -> Tensor:
@@ -105,7 +106,8 @@ def check_batch(x: object) -> Tensor:
     if not bool(x.isfinite().all()):
         count = int((~x.isfinite()).flatten(1).any(1).sum())
         raise InputError(f"expected finite inputs, got NaN or infinity in {count} of {len(x)} samples; remove them.")
-    return x.detach()
+    # An inference tensor cannot take part in a graph; its copy can.
+    return x.clone() if x.is_inference() else x.detach()
 
 
 def check_bounds_contain(x: Tensor, bounds: tuple[float | Tensor, float | Tensor] | None) -> None:

@@ -258,12 +258,12 @@ def _table3_row(name: str, paper: PaperRow, label: str, result: Robustness) -> d
         "range": label,
         "count": total,
         "error": {"paper": paper.error, "ours": 100.0 * wrong / total, "low": low, "high": high},
-        "rho1": {"paper": paper.rho1, "ours": rho1, **_normal(rho1, rho1_error)},
-        "rho2": {"paper": paper.rho2, "ours": rho2, **_normal(rho2, rho2_error)},
+        "rho1": {"paper": paper.rho1, "ours": _finite(rho1), **_normal(rho1, rho1_error)},
+        "rho2": {"paper": paper.rho2, "ours": _finite(rho2), **_normal(rho2, rho2_error)},
         "eps99": {
             "paper": paper.eps99,
             **{
-                key: value if math.isfinite(value) else None  # JSON knows no infinity
+                key: _finite(value)
                 for key, value in zip(("ours", "low", "high"), (result.eps99, *result.eps99_interval), strict=True)
             },
         },
@@ -272,9 +272,15 @@ def _table3_row(name: str, paper: PaperRow, label: str, result: Robustness) -> d
     }
 
 
-def _normal(mean: float, error: float) -> dict[str, float]:
+def _normal(mean: float, error: float) -> dict[str, float | None]:
     """Return the 95 % interval of a mean."""
-    return {"low": mean - 1.959964 * error, "high": mean + 1.959964 * error}
+    spread = 1.959964 * error
+    return {"low": _finite(mean - spread), "high": _finite(mean + spread)}
+
+
+def _finite(value: float) -> float | None:
+    """Return None for what JSON cannot say: infinity, or a value that nothing was measured for."""
+    return value if math.isfinite(value) else None
 
 
 def _panel_record(panel: Panel) -> dict[str, Any]:

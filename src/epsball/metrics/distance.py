@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any
 
 import torch
@@ -134,7 +135,7 @@ def robustness(
     x, target = check_batch(x), check_labels(target, len(x))
     check_p(p)
     check_count("batch_size", batch_size)
-    if not 0.0 < level < 1.0:
+    if not isinstance(level, Real) or not 0.0 < level < 1.0:
         raise InputError(f"expected level between 0 and 1, got {level!r}.")
     deepfool = recipe("deepfool", p=p, bounds=bounds, steps=steps)
     distance, r2, correct, forwards, backwards = [], [], [], [], []

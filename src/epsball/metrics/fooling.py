@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch import Tensor
 from epsball.attack import Attack
 from epsball.errors import InputError
 from epsball.metrics.intervals import wilson_interval
-from epsball.objectives import two_class
+from epsball.objectives import as_objective, two_class
 from epsball.result import AttackResult
 from epsball.target_model import TargetModel
 from epsball.validation import check_batch, check_count, check_labels, check_model, check_sample_id, check_scores
@@ -73,11 +73,18 @@ def sweep(
     check_grid(eps)
     if attack.formulation.budgeted:
         results = attack.over(model, x, target, eps=list(eps), seed=seed, sample_id=sample_id)
-        return [(e, result, result.success) for e, result in zip(eps, results, strict=True)]
+        return [(e, result, _fooled(result, target)) for e, result in zip(eps, results, strict=True)]
     free = attack.with_eps(math.inf)
     result = free(model, x, target, seed=seed, sample_id=sample_id)
     within = [attack.with_eps(e).constraint.contains(result.perturbation, x) for e in eps]
-    return [(e, result, result.success & ok) for e, ok in zip(eps, within, strict=True)]
+    return [(e, result, _fooled(result, target) & ok) for e, ok in zip(eps, within, strict=True)]
+
+
+def _fooled(result: AttackResult, target: Tensor | None) -> Tensor:
+    """Tell where the attack succeeded and the class is wrong: a targeted attack on its own label fools nobody."""
+    if target is None or target.is_floating_point() or result.outputs.dim() != 2:
+        return result.success
+    return result.success & (result.outputs.argmax(1) != target.to(result.outputs.device))
 
 
 def fooling_curve(
@@ -104,7 +111,8 @@ def fooling_curve(
     correct, parts = [], []
     for rows in batches(len(x), batch_size):
         correct.append(predict(model, x[rows]) == target[rows])
-        parts.append(sweep(attack, model, x[rows], target[rows], eps, seed=seed, sample_id=ids[rows]))
+        part = replace(attack, objective=as_objective(attack.objective).take(torch.arange(len(x))[rows]))
+        parts.append(sweep(part, model, x[rows], target[rows], eps, seed=seed, sample_id=ids[rows]))
         if progress is not None:
             progress(rows.stop - rows.start)
 
@@ -137,6 +145,8 @@ def batches(count: int, size: int) -> Iterator[slice]:
 
 def check_grid(eps: Sequence[float]) -> None:
     """Refuse a grid of budgets that is empty, not increasing or negative."""
+    if isinstance(eps, (str, bytes)) or not isinstance(eps, Sequence):
+        raise InputError(f"expected eps as a list of budgets, got {eps!r}; for one, give [{eps!r}].")
     values = [float(e) for e in eps]
     if not values or any(not math.isfinite(v) or v < 0 for v in values) or sorted(set(values)) != values:
         raise InputError(f"expected eps as increasing finite budgets >= 0, got {list(eps)!r}.")

@@ -17,6 +17,8 @@ def psnr(reference: Tensor, changed: Tensor, peak: float = 1.0) -> Tensor:
     """
     if reference.shape != changed.shape:
         raise InputError(f"expected two batches of one shape, got {tuple(reference.shape)} and {tuple(changed.shape)}.")
+    if not reference.is_floating_point() or not changed.is_floating_point():
+        raise InputError(f"expected floating batches, got {reference.dtype} and {changed.dtype}; convert them first.")
     if not peak > 0:
         raise InputError(f"expected peak > 0, got {peak!r}.")
     error = (changed - reference).flatten(1).square().mean(1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -63,14 +64,16 @@ def figure3_markdown(record: Record) -> str:
             }
             rows.append(row)
         lines += [to_markdown(rows).rstrip(), ""]
-        for claim in panel["claims"]:
-            lines.append(f"- {claim['text']} ({claim['source']}): {claim['sentence']}.")
+        claims = [{"claim": c["text"], "source": c["source"], "here": c["sentence"]} for c in panel["claims"]]
+        lines.append(to_markdown(claims).rstrip())
     widest = max((h - lo) / 2 for panel in record["panels"] for c in panel["curves"].values() for lo, h in _bands(c))
     lines += [
         "",
-        f"Ratios are within ±{widest:.1f} points (95 % Wilson intervals); differences of methods are judged on the "
-        "same images, by paired 95 % intervals at each ε. Passes are means over the grid, for each sample and ε; "
-        "seconds are for the whole grid, with what does not depend on ε computed once.",
+        *_wrapped(
+            f"Ratios are within ±{widest:.1f} points (95 % Wilson intervals); differences of methods are judged on the "
+            "same images, by paired 95 % intervals at each ε. Passes are means over the grid, for each sample and ε; "
+            "seconds are for the whole grid, with what does not depend on ε computed once."
+        ),
         _versions(record),
     ]
     return "\n".join(lines)
@@ -131,6 +134,10 @@ def _number(value: float | None, digits: int) -> str:
 
 def _bands(curve: Record) -> list[tuple[float, float]]:
     return list(zip(curve["low"], curve["high"], strict=True))
+
+
+def _wrapped(text: str) -> list[str]:
+    return textwrap.wrap(text, 118)
 
 
 def _versions(record: Record) -> str:

@@ -117,6 +117,10 @@ class ConstraintSet(ABC):
         """Return the same set with another budget."""
         return cast(Self, replace(cast(Any, self), eps=eps))
 
+    def onward(self, eta: Tensor) -> ConstraintSet:
+        """Return the set of further steps of any size after eta; sets without a count return themselves."""
+        return self
+
     def total(self, eta: Tensor) -> ConstraintSet:
         """Return the set of whole perturbations, for a set made by `at` for steps from x + eta."""
         return self

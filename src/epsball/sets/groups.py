@@ -41,6 +41,7 @@ class Groups(ConstraintSet):
     eps: float | Tensor = math.inf
     bounds: tuple[float | Tensor, float | Tensor] | None = None
     used: Tensor | None = field(default=None, repr=False)  # (B, number of groups) bool: may not change any more
+    left: Tensor | None = field(default=None, repr=False)  # (B,): how many more groups may change, at most k
 
     def __post_init__(self) -> None:
         """Refuse k < 1 and groups that overlap or leave entries out."""
@@ -117,13 +118,24 @@ class Groups(ConstraintSet):
         return eta if self.bounds is None else torch.clamp(eta, *self.room(x))
 
     def step(self, share: float, eta: Tensor) -> Groups:
-        """Return the set of the next new groups at the full ε: groups that changed already are excluded."""
-        return replace(self, k=max(1, round(self.k * share)), used=self._changed(eta))
+        """Return the set of the next new groups at the full ε: those that changed are excluded, k holds for the sum."""
+        changed = self._changed(eta)
+        left = (self.k - changed.sum(1)).clamp_min(0)
+        return replace(self, k=max(1, math.ceil(self.k * share - 1e-9)), used=changed, left=left)
+
+    def onward(self, eta: Tensor) -> Groups:
+        """Return the set of further steps of any size: the groups that changed where they are k, new ones before."""
+        changed = self._changed(eta)
+        count = changed.sum(1)
+        full = (count >= self.k)[:, None]
+        left = torch.where(full[:, 0], self.k, self.k - count)
+        return replace(self, used=torch.where(full, ~changed, changed), left=left)
 
     def take(self, index: Tensor) -> Groups:
         """Keep the budgets and used groups of some samples."""
         kept = super().take(index)
-        return kept if self.used is None else replace(kept, used=self.used[index])
+        used, left = (None if value is None else value[index] for value in (self.used, self.left))
+        return replace(kept, used=used, left=left)
 
     def _ids(self, x: Tensor) -> Tensor:
         partition = self.groups
@@ -151,7 +163,10 @@ class Groups(ConstraintSet):
         if self.used is not None:
             score = torch.where(self.used, -1.0, score)
         value, index = score.sort(dim=1, descending=True, stable=True)
-        return value[:, : self.k].clamp_min(0.0), torch.where(value >= 0, index, -1)[:, : self.k]
+        allowed = value >= 0
+        if self.left is not None:
+            allowed = allowed & (torch.arange(value.shape[1], device=value.device) < self.left[:, None])
+        return torch.where(allowed, value, 0.0)[:, : self.k], torch.where(allowed, index, -1)[:, : self.k]
 
     def _best(self, value: Tensor) -> Tensor:
         """Return 1 in the k groups with the largest sum of value, 0 elsewhere; (B, *S)."""

@@ -16,7 +16,7 @@ from epsball.randomness import Generators
 from epsball.sets.base import Bounds, ConstraintSet
 from epsball.target_model import TargetModel
 from epsball.tensors import dot, expand
-from epsball.validation import check_callable, check_scores
+from epsball.validation import check_callable, check_model, check_scores
 
 __all__ = ["Cut", "Oracle"]
 
@@ -89,6 +89,10 @@ class Cut(ConstraintSet):
     def step(self, share: float, eta: Tensor) -> Cut:
         """Return the base set's step, cut by the same half-space."""
         return replace(self, base=self.base.step(share, eta))
+
+    def onward(self, eta: Tensor) -> Cut:
+        """Return the base set's further steps, cut by the same half-space."""
+        return replace(self, base=self.base.onward(eta))
 
     def scaled(self, share: float) -> Cut:
         """Return the base set with its budget multiplied, cut by the same half-space."""
@@ -183,6 +187,7 @@ class Oracle(ConstraintSet):
     def check(self, x: Tensor) -> None:
         """Refuse a batch that the base does not fit or for which the oracle gives no scores."""
         self.base.check(x)
+        check_model(self.model, x)
         if len(x):
             check_scores(self._scores(x[:1]), 1, what="the oracle")
 

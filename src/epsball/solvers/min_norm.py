@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -30,8 +31,9 @@ class MinNorm(Formulation):
 
     def __post_init__(self) -> None:
         """Refuse a negative overshoot."""
-        if not self.overshoot >= 0:
-            raise InputError(f"expected overshoot >= 0, got {self.overshoot!r}.")
+        number = isinstance(self.overshoot, Real) and not isinstance(self.overshoot, bool)
+        if not number or not 0 <= self.overshoot < torch.inf:
+            raise InputError(f"expected overshoot >= 0 and finite, got {self.overshoot!r}.")
 
     def solve(self, expansion: Expansion, constraint: ConstraintSet, point: Tensor) -> Step:
         """Take the piece that can be brought to zero with the least size; δ (B, *S)."""

@@ -18,7 +18,8 @@ __all__ = ["RandomPoint"]
 class RandomPoint(Formulation):
     """Draw a random η that spends the whole budget: the paper's random-ℓ2, random-ℓ∞ and random-pixel baselines.
 
-    The attack draws it with the set's `sample(boundary=True)`; no gradient is taken.
+    The attack draws it with the set's `sample(boundary=True)`; no gradient is taken. Bounds cut off what leaves them,
+    so that inside bounds less than the whole budget is spent.
     """
 
     uses_model = False
