@@ -411,7 +411,13 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
     out = tmp_path / "a" / "r"
     words = ("attack", "--model", "digits-fcnn", "--attacks", "fgsm,pgd", "--steps", 100_000, "--eps", "0.01")
     command = [sys.executable, "-m", "epsball", *map(str, words), "--out", str(out)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # background jobs inherit it ignored
+    )
     try:
         started = time.monotonic()
         while not list(tmp_path.glob("a/r/.epsball-*/perturbed.npz")):
