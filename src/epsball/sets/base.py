@@ -56,6 +56,10 @@ class ConstraintSet(ABC):
         Zero where gap ≤ 0. Where even the whole box falls short, the best corner: compare ⟨g, η⟩ with gap to know.
         """
 
+    def least_size(self, g: Tensor, gap: Tensor) -> Tensor:
+        """Compute a lower bound on the size of `smallest`, (B,): its size without bounds; 0 where none is known."""
+        return torch.zeros_like(gap)
+
     @abstractmethod
     def size(self, eta: Tensor) -> Tensor:
         """Compute the norm that `eps` limits, (B, *S) -> (B,)."""

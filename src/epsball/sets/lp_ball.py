@@ -93,6 +93,11 @@ class LpBall(ConstraintSet):
             return g.sign() * expand(needed, x) * direction.view_as(x) * scale
         return g.sign() * fill_gap(weight, self._scaled_cap(g, x), gap, self.p).view_as(x) * scale
 
+    def least_size(self, g: Tensor, gap: Tensor) -> Tensor:
+        """Compute gap / ‖w g‖_q, (B,): the size without bounds, which bounds can only enlarge; inf for a zero g."""
+        reach = norm(g if self.weights is None else g * self._w(g), order(self.p))
+        return torch.where(gap > 0, gap / reach, 0.0)
+
     def project(self, eta: Tensor, x: Tensor) -> Tensor:
         """Solve min ‖η - eta‖₂ over C(x), the Euclidean projection onto ball and box together; (B, *S)."""
         weight = None if self.weights is None else self._w(x).flatten(1).expand(len(x), -1)

@@ -42,19 +42,50 @@ class MinNorm(Formulation):
         # At a tie the gap is zero and so would be the step: ask for a rounding error more than the scores can hide.
         floor = 16.0 * torch.finfo(value.dtype).eps * (1.0 + expansion.outputs.flatten(1).abs().amax(1, keepdim=True))
         gap = ((1.0 + self.overshoot) * -value).clamp_min(floor.to(value.dtype))
-        delta = repeated.smallest(gradient, gap.reshape(-1), points)
+        delta, tried = self._solve(gradient, repeated, points, gap)
         reached = dot(gradient, delta).view_as(value)
         size = repeated.size(delta).view_as(value)
-        # A box corner may stop between the boundary and its overshoot; crossing the boundary is what counts.
         slack = 1e-5 if value.dtype == torch.float32 else 1e-9
         crossed = reached >= torch.minimum(gap * (1.0 - slack), -value + 0.5 * floor)
-        feasible = crossed.any(1)
-        nearest = torch.where(crossed, size, torch.inf).argmin(1)
+        feasible = (crossed & tried).any(1)
+        nearest = torch.where(crossed & tried, size, torch.inf).argmin(1)
         corner = (value + reached).nan_to_num(nan=-torch.inf).argmax(1)
         best = torch.where(feasible, nearest, corner)
         rows = torch.arange(len(point), device=point.device)
         slope = reached / size.clamp_min(torch.finfo(size.dtype).tiny)
+        # What was not solved for is known by its bound: at most this much is gained by a unit of size.
+        slope = torch.where(tried, slope, gap / repeated.least_size(gradient, gap.reshape(-1)).view_as(value))
         return Step(delta.view(*value.shape, *delta.shape[1:])[rows, best], feasible, slope)
+
+    def _solve(self, gradient: Tensor, repeated: ConstraintSet, points: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve for the pieces that can have the least size: δ (B·C, *S), and for which it was done, (B, C) bool."""
+        batch, count = gap.shape
+        needed = gap.reshape(-1)
+        tried = torch.ones_like(gap, dtype=torch.bool)
+        if count == 1 or repeated.bounds is None:
+            return repeated.smallest(gradient, needed, points), tried
+        # First the piece that would be nearest without bounds, then those that without bounds are nearer than it is
+        # with them: the others cannot be.
+        least = repeated.least_size(gradient, needed).view_as(gap)
+        first = least.argmin(1)
+        rows = torch.arange(batch, device=gap.device)
+        delta = torch.zeros_like(gradient)
+        tried = torch.zeros_like(tried)
+        chosen = rows * count + first
+        for _ in range(2):
+            part = repeated.take(chosen)
+            found = part.smallest(gradient[chosen], needed[chosen], points[chosen])
+            delta[chosen] = found
+            tried.view(-1)[chosen] = True
+            size = part.size(found)
+            short = dot(gradient[chosen], found) < needed[chosen] * (1.0 - 1e-5)
+            if len(chosen) == batch and not tried.all():
+                limit = torch.where(short, torch.inf, size)[:, None]
+                chosen = ((least <= limit) & ~tried).view(-1).nonzero()[:, 0]
+                if len(chosen):
+                    continue
+            break
+        return delta, tried
 
     def candidates(
         self, value: Tensor, slope: Tensor, growth: float, constraint: ConstraintSet, point: Tensor
