@@ -118,6 +118,8 @@ class Attack:
         attacks = [self.with_eps(e) if e is not self.constraint.eps else self for e in eps]
         for attack in attacks:
             attack.constraint.check(x)
+            if self.formulation.budgeted and attack.constraint.bounds is None:
+                _check_limited(attack.constraint, x)
         with ExitStack() as stack:
             objective = as_objective(self.objective)
             judge = stack.enter_context(TargetModel(model))
@@ -130,6 +132,11 @@ class Attack:
                 results.append(_run(attack, problem, started, shared=len(attacks) > 1))
                 started = time.perf_counter()
             return results
+
+
+def _check_limited(constraint: ConstraintSet, x: Tensor) -> None:
+    if not constraint.eps_of(x).isfinite().all():
+        raise InputError("expected a finite eps for a norm-constrained problem without bounds, got eps=inf; give eps.")
 
 
 def _run(attack: Attack, problem: Problem, started: float, *, shared: bool) -> AttackResult:

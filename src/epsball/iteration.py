@@ -17,7 +17,6 @@ from epsball.randomness import Generators
 from epsball.schedule import Schedule
 from epsball.sets.base import ConstraintSet
 from epsball.solvers import Formulation
-from epsball.tensors import expand
 
 __all__ = ["Parts", "State", "attempt", "place"]
 
@@ -100,18 +99,26 @@ def attempt(
         # Without dither to come, a zero gradient stays where it is.
         done = done | broken | (flat if not any(dithers[step + 1 :]) else torch.zeros_like(flat))
 
+        if bool(done.any()):
+            # Finished samples leave before the problem is solved.
+            left = (~done).nonzero()[:, 0]
+            state.eta[batch.index[done]] = batch.eta[done]
+            state.feasible[batch.index[done]] = True
+            if len(left) == 0:
+                return
+            batch, expansion = batch.take(left), expansion.take(left)
+            point, offset = point[left], offset[left]
         if dithered:
             expansion = expansion.around(point - offset)
         updated, feasible = _step(attack, batch, expansion, offset, shares[step])
-        state.feasible[batch.index] = feasible | done
-        still = expand(~done, batch.eta)
+        del expansion  # not kept through the next linearisation, where memory peaks
+        state.feasible[batch.index] = feasible
         # A minimal-norm step that no longer moves has reached its best corner.
         stuck = ~feasible & (updated == batch.eta).flatten(1).all(1)
-        batch.eta = torch.where(still, updated, batch.eta)
-        done = done | stuck
-        if bool(done.any()):
-            state.eta[batch.index[done]] = batch.eta[done]
-            batch = batch.keep(~done)
+        batch.eta = updated
+        if bool(stuck.any()):
+            state.eta[batch.index[stuck]] = batch.eta[stuck]
+            batch = batch.take((~stuck).nonzero()[:, 0])
             if len(batch.index) == 0:
                 return
     state.eta[batch.index] = batch.eta
@@ -158,9 +165,8 @@ class Batch:
             streams.take(index),
         )
 
-    def keep(self, mask: Tensor) -> Batch:
-        """Drop the finished samples."""
-        index = mask.nonzero()[:, 0]
+    def take(self, index: Tensor) -> Batch:
+        """Keep some samples."""
         return Batch(
             self.index[index],
             self.x[index],

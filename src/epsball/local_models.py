@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from epsball.errors import InputError
 from epsball.objectives import Objective
-from epsball.tensors import dot
+from epsball.tensors import dot, norm
 
 __all__ = ["Expansion", "Linear", "LocalModel"]
 
@@ -41,10 +42,14 @@ class Expansion:
         shift = torch.stack([dot(self.gradient[:, c], offset) for c in range(pieces)], 1)
         return replace(self, value=self.value - shift)
 
+    def take(self, index: Tensor) -> Expansion:
+        """Keep some samples."""
+        return Expansion(*(getattr(self, field.name)[index] for field in fields(self)))
+
     def finite_and_flat(self) -> tuple[Tensor, Tensor]:
         """Tell for each sample whether all values and gradients are finite, and whether all gradients are zero."""
         # One reduction answers both: the largest magnitude is NaN or inf where an entry is.
-        largest = torch.linalg.vector_norm(self.gradient.flatten(1), torch.inf, dim=1)
+        largest = norm(self.gradient, math.inf)
         return largest.isfinite() & self.value.isfinite().all(1), largest == 0
 
 
@@ -101,7 +106,7 @@ class Linear:
         # A sample with fewer candidates repeats its first one, which changes no maximum.
         rank = torch.arange(width, device=point.device)[None].expand(batch, width)
         piece = order.gather(1, torch.where(rank < number[:, None], rank, 0))
-        gradients: list[Tensor] = []
+        gradients = point.new_empty(batch, width, *point.shape[1:])
         rows: Tensor | None = None
         for c in range(width):
             more = (number > c).nonzero()[:, 0]
@@ -112,8 +117,12 @@ class Linear:
             chosen = piece[:, c : c + 1] if rows is None else piece[rows, c : c + 1]
             total = pieces.gather(1, chosen).sum()
             gradient = _gradient(total, point, keep=c < width - 1).detach()
-            gradients.append(gradient if rows is None else gradients[0].index_copy(0, rows, gradient))
-        return Expansion(value.gather(1, piece), torch.stack(gradients, 1), piece, outputs.detach(), once, number)
+            if rows is None:
+                gradients[:, c] = gradient
+            else:
+                gradients[:, c] = gradients[:, 0]
+                gradients[rows, c] = gradient
+        return Expansion(value.gather(1, piece), gradients, piece, outputs.detach(), once, number)
 
 
 LocalModel = Linear
@@ -146,8 +155,10 @@ def _all_gradients(pieces: Tensor, point: Tensor, *, batched: bool) -> Tensor:
             return stacked.transpose(0, 1).detach()
         except RuntimeError:
             pass  # a backward that reads values (.item()) cannot be vectorised; the loop does the same one by one
-    each = [_gradient(pieces[:, c].sum(), point, keep=c < count - 1) for c in range(count)]
-    return torch.stack(each, 1).detach()
+    gradients = point.detach().new_empty(len(point), count, *point.shape[1:])
+    for c in range(count):
+        gradients[:, c] = _gradient(pieces[:, c].sum(), point, keep=c < count - 1).detach()
+    return gradients
 
 
 def _gradient(total: Tensor, point: Tensor, *, keep: bool) -> Tensor:

@@ -27,7 +27,7 @@ def norm(a: Tensor, p: float) -> Tensor:
         return flat.new_zeros(flat.shape[0])
     if p == 1.0:
         return flat.abs().sum(1)
-    largest = flat.abs().amax(1)
+    largest = torch.maximum(flat.amax(1), -flat.amin(1))
     if p == math.inf:
         return largest
     # Divided by the largest entry, no power over- or underflows; a sample of zeros stays at zero.

@@ -13,6 +13,7 @@ import math
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 
 from epsball.tensors import order
 
@@ -32,9 +33,9 @@ def fill_budget(weight: Tensor, cap: Tensor, eps: Tensor, p: float) -> Tensor:
         scale = torch.where(eps > 0, eps, torch.ones_like(eps))[:, None]
         ratio, room = _relative(weight), (cap / scale).clamp_max(1.0)
         level = _stop_until_filled(ratio.pow(order(p)), room.pow(p), torch.ones_like(eps).double())
-        level = level.pow(1.0 / p).to(weight.dtype)
+        level = level.pow(1.0 / p).clamp_max(torch.finfo(weight.dtype).max).to(weight.dtype)
         t = torch.minimum(level[:, None] * ratio.pow(order(p) - 1.0), room) * scale
-        return torch.where((eps[:, None] > 0) & (weight > 0), torch.minimum(t, cap), 0.0)
+        return torch.minimum(t, cap) * eps.sign()[:, None]
     scale = torch.where(eps > 0, eps, torch.ones_like(eps)).double()[:, None]
     log_w = _log_relative(weight)
     # In units of ε no entry can exceed 1, so its power cannot overflow, and one that underflows did not count.
@@ -49,12 +50,12 @@ def fill_gap(weight: Tensor, cap: Tensor, gap: Tensor, p: float) -> Tensor:
     if p == 1.0:
         return greedy_fill(weight, cap, weight, gap)
     if p >= _PLAIN:
-        ratio = _relative(weight)
-        total = gap.double().clamp_min(0.0) / weight.amax(1).clamp_min(torch.finfo(weight.dtype).tiny).double()
-        level = _stop_until_filled(ratio.pow(order(p)), ratio * cap, total).to(weight.dtype)
-        rate = (ratio > 0).to(ratio.dtype) if p == math.inf else ratio.pow(order(p) - 1.0)
-        t = torch.minimum(level[:, None] * rate, cap)
-        return torch.where((gap[:, None] > 0) & (weight > 0) & t.isfinite(), t, 0.0)
+        ratio, limits = _relative(weight), torch.finfo(weight.dtype)
+        cap = cap.clamp_max(limits.max)
+        total = gap.double().clamp_min(0.0) / weight.amax(1).clamp_min(limits.tiny).double()
+        level = _stop_until_filled(ratio.pow(order(p)), ratio * cap, total).clamp_max(limits.max).to(weight.dtype)
+        rate = ratio.sign() if p == math.inf else ratio.pow(order(p) - 1.0)
+        return torch.minimum(level[:, None] * rate, cap)
     largest = weight.amax(1).clamp_min(torch.finfo(weight.dtype).tiny).double()
     log_w = _log_relative(weight)
     saturated = (weight.double() / largest[:, None]) * cap.double()
@@ -72,27 +73,33 @@ def _relative(weight: Tensor) -> Tensor:
 
 
 def _stop_until_filled(slope: Tensor, stop: Tensor, total: Tensor) -> Tensor:
-    """Solve Σ min(s slope_i, stop_i) = total for s, (B,) float64; +inf where all stop below it.
+    """Solve Σ min(s slope_i, stop_i) = total for s, (B,) float64; +inf where all stop below it. stop is finite.
 
     The sum is concave and piecewise linear in s, so Newton's method from the left rises, stops more entries each time,
     and is exact as soon as no further entry stops.
     """
-    stop = torch.where(slope > 0, stop, math.inf)  # an entry that does not rise never stops; 0 * inf is such a one too
-    count = torch.zeros(len(slope), dtype=torch.int64, device=slope.device)
-    rising = slope.sum(1, dtype=torch.float64)
-    level = torch.where(rising > 0, total / rising, math.inf)
+    largest = torch.finfo(slope.dtype).max
+    count = slope.new_zeros(len(slope))
+    rises = torch.ones_like(slope)
+    level = _level_of(slope.sum(1, dtype=torch.float64), total)
+    # Which entries stop is found in the working precision, the level then once more from sums in float64. Masks are
+    # floating-point: comparisons and where() cost several times as much on a CPU.
     for _ in range(slope.shape[1] + 1):
-        stopped = slope * level[:, None].to(slope.dtype) >= stop
-        number = stopped.sum(1)
+        rises = (stop - slope * level.clamp_max(largest)[:, None].to(slope.dtype)).clamp_min(0.0).sign()
+        number = (1.0 - rises).sum(1)
         if bool((number <= count).all()):
             break
-        rising = torch.where(stopped, 0.0, slope).sum(1, dtype=torch.float64)
-        left = total - torch.where(stopped, stop, 0.0).sum(1, dtype=torch.float64)
-        following = torch.where(rising > 0, left / rising, math.inf)
+        following = _level_of(vecdot(slope, rises), total - vecdot(stop, 1.0 - rises))
         # Where nothing new stopped the level stays, whatever rounding says; it never falls.
-        level = torch.where(number > count, torch.maximum(level, following), level)
+        level = torch.where(number > count, torch.maximum(level, following.double()), level)
         count = number
-    return level
+    left = total - (stop * (1.0 - rises)).sum(1, dtype=torch.float64)
+    return torch.where(count > 0, _level_of((slope * rises).sum(1, dtype=torch.float64), left), level)
+
+
+def _level_of(rising: Tensor, left: Tensor) -> Tensor:
+    """Return the level at which entries that rise at this rate together fill what is left."""
+    return torch.where(rising > 0, left / rising, math.inf)
 
 
 def _log_relative(weight: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from epsball.local_models import Expansion
 from epsball.sets.base import ConstraintSet
 
-__all__ = ["Formulation", "Step", "each_piece"]
+__all__ = ["Formulation", "Step"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,10 +43,3 @@ class Formulation(ABC):
     ) -> Tensor:
         """Tell which pieces can be the solution's if no slope changed by more than a factor `growth`, (B, C) bool."""
         return torch.ones_like(value, dtype=torch.bool)
-
-
-def each_piece(expansion: Expansion, constraint: ConstraintSet, point: Tensor) -> tuple[Tensor, ConstraintSet, Tensor]:
-    """Lay all pieces out as one batch (B·C, *S), so that one call of the set answers for all of them."""
-    batch, count = expansion.value.shape
-    index = torch.arange(batch, device=point.device).repeat_interleave(count)
-    return expansion.gradient.flatten(0, 1), constraint.take(index), point[index]

@@ -11,8 +11,8 @@ from torch import Tensor
 from epsball.errors import InputError
 from epsball.local_models import Expansion
 from epsball.sets.base import ConstraintSet
-from epsball.solvers.base import Formulation, Step, each_piece
-from epsball.tensors import dot
+from epsball.solvers.base import Formulation, Step
+from epsball.tensors import dot, expand
 
 __all__ = ["MinNorm"]
 
@@ -37,55 +37,40 @@ class MinNorm(Formulation):
 
     def solve(self, expansion: Expansion, constraint: ConstraintSet, point: Tensor) -> Step:
         """Take the piece that can be brought to zero with the least size; δ (B, *S)."""
-        value = expansion.value
-        gradient, repeated, points = each_piece(expansion, constraint, point)
+        value, gradient = expansion.value, expansion.gradient
+        batch = len(value)
         # At a tie the gap is zero and so would be the step: ask for a rounding error more than the scores can hide.
         floor = 16.0 * torch.finfo(value.dtype).eps * (1.0 + expansion.outputs.flatten(1).abs().amax(1, keepdim=True))
-        gap = ((1.0 + self.overshoot) * -value).clamp_min(floor.to(value.dtype))
-        delta, tried = self._solve(gradient, repeated, points, gap)
-        reached = dot(gradient, delta).view_as(value)
-        size = repeated.size(delta).view_as(value)
-        slack = 1e-5 if value.dtype == torch.float32 else 1e-9
-        crossed = reached >= torch.minimum(gap * (1.0 - slack), -value + 0.5 * floor)
-        feasible = (crossed & tried).any(1)
-        nearest = torch.where(crossed & tried, size, torch.inf).argmin(1)
-        corner = (value + reached).nan_to_num(nan=-torch.inf).argmax(1)
-        best = torch.where(feasible, nearest, corner)
-        rows = torch.arange(len(point), device=point.device)
-        slope = reached / size.clamp_min(torch.finfo(size.dtype).tiny)
+        floor = floor.to(value.dtype)
+        gap = ((1.0 + self.overshoot) * -value).clamp_min(floor)
+        needed = torch.minimum(gap * (1.0 - (1e-5 if value.dtype == torch.float32 else 1e-9)), -value + 0.5 * floor)
+        least = torch.stack(
+            [constraint.least_size(g, needs) for g, needs in zip(gradient.unbind(1), gap.unbind(1), strict=True)], 1
+        )
+        found = _Found(
+            delta=torch.zeros_like(point),
+            reached=torch.zeros_like(value),
+            size=torch.full_like(value, torch.inf),
+            rank=torch.full_like(value[:, 0], torch.inf),
+            feasible=torch.zeros(batch, dtype=torch.bool, device=value.device),
+        )
+        # First the piece whose bound is least, then those whose bounds are below what it needs: the others cannot be
+        # nearer. One piece a sample at a time, so that no copy of all the gradients is made.
+        untried = torch.ones_like(value, dtype=torch.bool)
+        rows = torch.arange(batch, device=value.device)
+        while len(rows):
+            piece = torch.where(untried[rows], least[rows], torch.inf).argmin(1)
+            untried[rows, piece] = False
+            part = constraint if len(rows) == batch else constraint.take(rows)
+            chosen, at = gradient[rows, piece], point if len(rows) == batch else point[rows]
+            delta = part.smallest(chosen, gap[rows, piece], at)
+            reached, size = dot(chosen, delta).to(value.dtype), part.size(delta).to(value.dtype)
+            found.take(rows, piece, delta, reached, size, value[rows, piece], reached >= needed[rows, piece])
+            limit = torch.where(found.feasible, found.rank, torch.inf)[:, None]
+            rows = (untried & (least < limit)).any(1).nonzero()[:, 0]
+        slope = found.reached / found.size.clamp_min(torch.finfo(value.dtype).tiny)
         # What was not solved for is known by its bound: at most this much is gained by a unit of size.
-        slope = torch.where(tried, slope, gap / repeated.least_size(gradient, gap.reshape(-1)).view_as(value))
-        return Step(delta.view(*value.shape, *delta.shape[1:])[rows, best], feasible, slope)
-
-    def _solve(self, gradient: Tensor, repeated: ConstraintSet, points: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
-        """Solve for the pieces that can have the least size: δ (B·C, *S), and for which it was done, (B, C) bool."""
-        batch, count = gap.shape
-        needed = gap.reshape(-1)
-        tried = torch.ones_like(gap, dtype=torch.bool)
-        if count == 1 or repeated.bounds is None:
-            return repeated.smallest(gradient, needed, points), tried
-        # First the piece that would be nearest without bounds, then those that without bounds are nearer than it is
-        # with them: the others cannot be.
-        least = repeated.least_size(gradient, needed).view_as(gap)
-        first = least.argmin(1)
-        rows = torch.arange(batch, device=gap.device)
-        delta = torch.zeros_like(gradient)
-        tried = torch.zeros_like(tried)
-        chosen = rows * count + first
-        for _ in range(2):
-            part = repeated.take(chosen)
-            found = part.smallest(gradient[chosen], needed[chosen], points[chosen])
-            delta[chosen] = found
-            tried.view(-1)[chosen] = True
-            size = part.size(found)
-            short = dot(gradient[chosen], found) < needed[chosen] * (1.0 - 1e-5)
-            if len(chosen) == batch and not tried.all():
-                limit = torch.where(short, torch.inf, size)[:, None]
-                chosen = ((least <= limit) & ~tried).view(-1).nonzero()[:, 0]
-                if len(chosen):
-                    continue
-            break
-        return delta, tried
+        return Step(found.delta, found.feasible, torch.where(untried, gap / least, slope))
 
     def candidates(
         self, value: Tensor, slope: Tensor, growth: float, constraint: ConstraintSet, point: Tensor
@@ -93,3 +78,29 @@ class MinNorm(Formulation):
         """Keep the pieces whose least possible size is not above the largest possible least one; (B, C)."""
         size = -value / slope
         return ~(size / growth > (size * growth).amin(1, keepdim=True))  # NaN stays a candidate
+
+
+@dataclass
+class _Found:
+    """The best step of each sample so far, and what each piece needs: delta (B, *S), reached and size (B, C).
+
+    rank: the least size where the step is feasible; else the negated gain of the best corner.
+    """
+
+    delta: Tensor
+    reached: Tensor
+    size: Tensor
+    rank: Tensor
+    feasible: Tensor
+
+    def take(
+        self, rows: Tensor, piece: Tensor, delta: Tensor, reached: Tensor, size: Tensor, value: Tensor, crossed: Tensor
+    ) -> None:
+        """Keep the steps for one piece of each of these samples where they are better."""
+        self.reached[rows, piece], self.size[rows, piece] = reached, size
+        rank = torch.where(crossed, size, -(value + reached))
+        known, feasible = self.rank[rows], self.feasible[rows]
+        better = torch.where(crossed == feasible, rank < known, crossed)
+        self.delta[rows] = torch.where(expand(better, delta), delta, self.delta[rows])
+        self.rank[rows] = torch.where(better, rank, known)
+        self.feasible[rows] = feasible | crossed

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from epsball.local_models import Expansion
 from epsball.sets.base import ConstraintSet
-from epsball.solvers.base import Formulation, Step, each_piece
+from epsball.solvers.base import Formulation, Step
 
 __all__ = ["NormConstrained"]
 
@@ -27,8 +27,8 @@ class NormConstrained(Formulation):
         feasible = torch.ones(len(point), dtype=torch.bool, device=point.device)
         if expansion.value.shape[1] == 1:
             return Step(constraint.lmo(expansion.gradient[:, 0], point), feasible)
-        gradient, repeated, points = each_piece(expansion, constraint, point)
-        support = repeated.support(gradient, points).view_as(expansion.value)
+        # Piece by piece, so that no copy of all the gradients is made.
+        support = torch.stack([constraint.support(g, point) for g in expansion.gradient.unbind(1)], 1)
         best = (expansion.value + support).nan_to_num(nan=-torch.inf).argmax(1)
         chosen = expansion.gradient[torch.arange(len(point), device=point.device), best]
         slope = support / constraint.eps_of(point)[:, None]
