@@ -2,9 +2,10 @@
 
 from epsball.attack import Attack
 from epsball.errors import EpsballWarning, InputError, Status
-from epsball.local_models import Linear
+from epsball.local_models import Linear, Quadratic
 from epsball.metrics import Robustness, first_order_distance, fooling_curve, psnr, robustness
 from epsball.objectives import (
+    ByTarget,
     CrossEntropy,
     Custom,
     Ensemble,
@@ -19,7 +20,7 @@ from epsball.result import AttackResult
 from epsball.schedule import Schedule
 from epsball.sets import ConstraintSet, Groups, LpBall, Oracle, Partition, channels, patches, pixels
 from epsball.sets.custom import CustomSet
-from epsball.solvers import MinNorm, NormConstrained, RandomPoint
+from epsball.solvers import MinNorm, NormConstrained, QuadraticOptions, RandomPoint
 from epsball.target_model import TargetModel
 
 __version__ = "0.1.0"
@@ -27,6 +28,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Attack",
     "AttackResult",
+    "ByTarget",
     "ConstraintSet",
     "CrossEntropy",
     "Custom",
@@ -43,6 +45,8 @@ __all__ = [
     "Objective",
     "Oracle",
     "Partition",
+    "Quadratic",
+    "QuadraticOptions",
     "RandomPoint",
     "Recipe",
     "Robustness",

@@ -14,7 +14,7 @@ from torch import Tensor
 from epsball.certification import certify, empty
 from epsball.errors import InputError
 from epsball.iteration import State, attempt, place
-from epsball.local_models import Linear
+from epsball.local_models import Linear, LocalModel, Quadratic
 from epsball.objectives import Margin, Objective, as_objective
 from epsball.problem import Problem
 from epsball.randomness import Generators
@@ -41,7 +41,7 @@ class Attack:
 
     constraint: ConstraintSet
     objective: Objective | Callable[[Tensor, Tensor], Tensor] = field(default_factory=Margin)
-    local_model: Linear = field(default_factory=Linear)
+    local_model: LocalModel = field(default_factory=Linear)
     formulation: Formulation = field(default_factory=NormConstrained)
     schedule: Schedule = field(default_factory=Schedule)
 
@@ -52,10 +52,17 @@ class Attack:
             ("constraint", ConstraintSet),
             ("formulation", Formulation),
             ("schedule", Schedule),
-            ("local_model", Linear),
         ):
             if not isinstance(getattr(self, name), kind):
                 raise InputError(f"expected {name} as a {kind.__name__}, got {type(getattr(self, name)).__name__}.")
+        if not isinstance(self.local_model, (Linear, Quadratic)):
+            raise InputError(f"expected local_model as a Linear or Quadratic, got {type(self.local_model).__name__}.")
+        if isinstance(self.local_model, Quadratic) and not isinstance(self.formulation, NormConstrained):
+            raise InputError(
+                "expected eb.NormConstrained() as the formulation of a quadratic local model, got "
+                f"{type(self.formulation).__name__}."
+            )
+        self.local_model.check(as_objective(self.objective))
         if not self.formulation.budgeted and (self.schedule.update == "project" or self.schedule.random_start):
             raise InputError("a minimal-norm attack has no budget to project onto or start in; accumulate its steps.")
 
@@ -152,7 +159,7 @@ def _run(attack: Attack, problem: Problem, started: float, *, shared: bool) -> A
     best_eta = torch.zeros_like(state.eta)
     best_score = problem.x.new_full((len(problem.x),), -torch.inf)
     best_success = torch.zeros_like(state.flat)
-    best_flags = torch.stack([state.flat, state.broken, state.feasible])
+    best_flags, best_kkt = _flags(state), state.kkt.clone()
     budgeted = attack.formulation.budgeted
     active = everyone
     for restart in range(schedule.restarts):
@@ -170,13 +177,16 @@ def _run(attack: Attack, problem: Problem, started: float, *, shared: bool) -> A
         chosen = active[better]
         best_eta[chosen], best_score[chosen] = state.eta[chosen], score[better]
         best_success[chosen] = success[better]
-        best_flags[:, chosen] = torch.stack([state.flat, state.broken, state.feasible])[:, chosen]
+        best_flags[:, chosen], best_kkt[chosen] = _flags(state)[:, chosen], state.kkt[chosen]
+        state.exact[active], state.kkt[active] = True, torch.nan
         active = active[~success] if stops and budgeted else active
         if len(active) == 0:
             break
     tried = best_score > -torch.inf
-    state.flat, state.broken, state.feasible = torch.where(
-        tried, best_flags, torch.stack([state.flat, state.broken, state.feasible])
-    ).unbind(0)
-    state.eta = best_eta
+    state.flat, state.broken, state.feasible, state.exact = torch.where(tried, best_flags, _flags(state)).unbind(0)
+    state.eta, state.kkt = best_eta, torch.where(tried, best_kkt, state.kkt)
     return certify(problem, constraint, state, started, budgeted=attack.formulation.budgeted)
+
+
+def _flags(state: State) -> Tensor:
+    return torch.stack([state.flat, state.broken, state.feasible, state.exact])

@@ -57,7 +57,9 @@ def certify(
         outputs=outputs,
         forwards=state.forwards,
         backwards=state.backwards,
-        jvps=torch.zeros_like(state.backwards),
+        jvps=state.jvps,
+        exact=state.exact & ~broken,
+        kkt=state.kkt,
         seconds=time.perf_counter() - started,
     )
 
@@ -66,5 +68,17 @@ def empty(x: Tensor) -> AttackResult:
     """Return the result for no samples."""
     none, count = x.new_zeros(0), torch.zeros(0, dtype=torch.int64, device=x.device)
     return AttackResult(
-        x, x, torch.zeros(0, dtype=torch.bool, device=x.device), (), none, none, none, count, count, count, 0.0
+        perturbed=x,
+        perturbation=x,
+        success=torch.zeros(0, dtype=torch.bool, device=x.device),
+        status=(),
+        gain=none,
+        norm=none,
+        outputs=none,
+        forwards=count,
+        backwards=count,
+        jvps=count,
+        exact=torch.zeros(0, dtype=torch.bool, device=x.device),
+        kkt=none.double(),
+        seconds=0.0,
     )

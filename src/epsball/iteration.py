@@ -10,22 +10,25 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from epsball.local_models import Expansion, Linear
+from epsball.local_models import Expansion, GaussNewton, LocalModel
 from epsball.objectives import Objective
 from epsball.problem import Problem
 from epsball.randomness import Generators
 from epsball.schedule import Schedule
 from epsball.sets.base import ConstraintSet
 from epsball.solvers import Formulation
+from epsball.tensors import expand
 
 __all__ = ["Parts", "State", "attempt", "place"]
+
+_SOLVER = 9  # the tag of the solvers' own random draws
 
 
 class Parts(Protocol):
     """What the loop needs to know of an attack."""
 
     @property
-    def local_model(self) -> Linear:
+    def local_model(self) -> LocalModel:
         """How the gain is modelled around a point."""
 
     @property
@@ -44,16 +47,34 @@ class State:
     eta: Tensor
     forwards: Tensor
     backwards: Tensor
+    jvps: Tensor
     flat: Tensor
     broken: Tensor
     feasible: Tensor
+    exact: Tensor  # whether every local problem was solved globally
+    kkt: Tensor  # the largest relative KKT residual, NaN where no solver has one
+
+    def count(self, index: Tensor, spent: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Add forward passes, backward passes and JVPs of some samples."""
+        for total, more in zip((self.forwards, self.backwards, self.jvps), spent, strict=True):
+            total[index] += more
 
     @classmethod
     def new(cls, x: Tensor, forwards: int) -> State:
         """Start at no perturbation, with the forward passes made so far."""
         flag = torch.zeros(len(x), dtype=torch.bool, device=x.device)
         count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        return cls(torch.zeros_like(x), count + forwards, count.clone(), flag, flag.clone(), ~flag)
+        return cls(
+            eta=torch.zeros_like(x),
+            forwards=count + forwards,
+            backwards=count.clone(),
+            jvps=count.clone(),
+            flat=flag,
+            broken=flag.clone(),
+            feasible=~flag,
+            exact=~flag,
+            kkt=torch.full((len(x),), math.nan, dtype=torch.float64, device=x.device),
+        )
 
 
 def attempt(
@@ -69,7 +90,7 @@ def attempt(
 ) -> None:
     """Run the T steps of Algorithm 1 on the samples `everyone`, dropping those that are finished."""
     schedule, formulation = attack.schedule, attack.formulation
-    dithers, shares = schedule.dithers(), schedule.shares()
+    dithers, shares = schedule.dithers(problem.classifies), schedule.shares()
     streams = problem.streams.fork(restart)
     batch = Batch.of(problem, constraint, state, streams, everyone)
     if not formulation.uses_model or schedule.random_start:
@@ -78,21 +99,19 @@ def attempt(
         point = offset = place(batch.x, batch.eta, batch.constraint)
         dithered = dithers[step] > 0
         if dithered:
-            radius = batch.constraint.scaled(dithers[step])
-            point = place(point, radius.sample(point, batch.streams.fork(step + 1)), batch.constraint)
+            offset_by = batch.constraint.dither(point, dithers[step], batch.streams.fork(step + 1))
+            point = place(point, offset_by, batch.constraint)
         if step == 0 and not dithered and not schedule.random_start and len(batch.index) == len(problem.x):
             expansion = problem.first(attack.local_model, shared)
         else:
             # At a dithered point the values are not those around which the problem is solved.
             known = None if dithered else batch.candidates(attack, shares[step])
             expansion = problem.expand(attack.local_model, batch.objective, point, batch.target, known)
-        state.forwards[batch.index] += expansion.forwards
-        state.backwards[batch.index] += expansion.backwards
-
         done = torch.zeros(len(batch.index), dtype=torch.bool, device=point.device)
         if stops and not dithered:
             done = batch.objective.success(expansion.outputs, batch.target)
         finite, flat = expansion.finite_and_flat()
+        state.count(batch.index, expansion.spent())
         broken = ~finite
         state.broken[batch.index] = broken & ~done
         state.flat[batch.index] = flat & ~done
@@ -110,7 +129,9 @@ def attempt(
             point, offset = point[left], offset[left]
         if dithered:
             expansion = expansion.around(point - offset)
-        updated, feasible = _step(attack, batch, expansion, offset, shares[step])
+        updated, feasible = _step(attack, problem, batch, state, expansion, offset, step)
+        if isinstance(expansion, GaussNewton):
+            state.count(batch.index, expansion.spent())
         del expansion  # not kept through the next linearisation, where memory peaks
         state.feasible[batch.index] = feasible
         # A minimal-norm step that no longer moves has reached its best corner.
@@ -124,17 +145,43 @@ def attempt(
     state.eta[batch.index] = batch.eta
 
 
-def _step(attack: Parts, batch: Batch, expansion: Expansion, point: Tensor, share: float) -> tuple[Tensor, Tensor]:
-    """Solve one linearised problem around x + η and return the new η (B, *S), and whether there was a solution."""
+def _step(
+    attack: Parts,
+    problem: Problem,
+    batch: Batch,
+    state: State,
+    expansion: Expansion | GaussNewton,
+    point: Tensor,
+    step: int,
+) -> tuple[Tensor, Tensor]:
+    """Solve one local problem around x + η and return the new η (B, *S), and whether there was a solution."""
     local = batch.constraint.at(batch.x, batch.eta)
-    limited = batch.limited(attack, local, share)
-    solution = attack.formulation.solve(expansion, limited, point)
-    updated = batch.eta + solution.delta
+    limited = batch.limited(attack, local, attack.schedule.shares()[step])
+    solution = attack.formulation.solve(expansion, limited, point, batch.streams.fork(step + 1, _SOLVER))
+    delta = solution.delta
+    if solution.mirror is not None:
+        delta = _better(problem, batch, state, delta, solution.mirror)
+    updated = batch.eta + delta
     if attack.formulation.budgeted and attack.schedule.update == "project":
         updated = local.total(batch.eta).project(updated, batch.x)
-    if solution.slope is not None and batch.objective.fixed_pieces:
+    if solution.slope is not None and batch.objective.fixed_pieces and isinstance(expansion, Expansion):
         batch.learn(expansion.piece, solution.slope)
+    if solution.exact is not None:
+        state.exact[batch.index] &= solution.exact
+    if solution.kkt is not None:
+        state.kkt[batch.index] = torch.fmax(state.kkt[batch.index], solution.kkt.to(state.kkt.dtype))
     return batch.constraint.repair(batch.x, batch.eta, updated), solution.feasible
+
+
+def _better(problem: Problem, batch: Batch, state: State, delta: Tensor, mirror: Tensor) -> Tensor:
+    """Choose between two steps that the local model holds for equal, on the model itself."""
+    gains = []
+    for step in (delta, mirror):
+        with torch.no_grad():
+            outputs = problem.craft(place(batch.x, batch.eta + step, batch.constraint))
+        gains.append(batch.objective.gain(outputs, batch.target))
+        state.forwards[batch.index] += 1
+    return torch.where(expand(gains[1] > gains[0], delta), mirror, delta)
 
 
 @dataclass
@@ -190,7 +237,7 @@ class Batch:
 
     def candidates(self, attack: Parts, share: float) -> Callable[[Tensor], Tensor] | None:
         """Return the rule for the pieces worth differentiating, None while nothing is known of them."""
-        slope, growth = self.slope, attack.local_model.growth
+        slope, growth = self.slope, getattr(attack.local_model, "growth", math.inf)
         if slope is None or growth == math.inf:
             return None
         # The rule compares sizes; where in the set the sample stands does not matter to it.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from epsball.errors import EpsballWarning, InputError
-from epsball.local_models import Expansion, Linear
+from epsball.local_models import Expansion, GaussNewton, LocalModel
 from epsball.objectives import Objective, two_class
 from epsball.randomness import Generators
 from epsball.target_model import TargetModel, stacked
@@ -34,11 +34,12 @@ class Problem:
         self.transfers = bool(surrogates)
         self.crafter = stacked(surrogates) if surrogates else judge
         self.convolutional = any(m.convolutional for m in surrogates or [judge])
-        self.classifies = objective.classifies
         # One sample is enough to know the outputs' shape; the whole batch only where its outputs are needed.
         whole = target is None or objective.needs_clean
         with torch.no_grad():
             raw = judge(x if whole else x[:1])
+        objective = objective.resolve(raw, target)
+        self.classifies = objective.classifies
         outputs = two_class(raw) if self.classifies else raw
         self.clean_forwards = int(whole)
         self.target = objective.check(outputs, target, len(x))
@@ -55,7 +56,7 @@ class Problem:
                     f"expected surrogates with the judged model's {outputs.shape[1]} classes, got {scores.shape[1]}."
                 )
             _warn_of_probabilities(surrogate, raw, x)
-        self._first: Expansion | None = None
+        self._first: Expansion | GaussNewton | None = None
 
     def outputs(self, x: Tensor) -> Tensor:
         """Compute the judged model's outputs without a graph."""
@@ -70,21 +71,21 @@ class Problem:
 
     def expand(
         self,
-        model: Linear,
+        model: LocalModel,
         objective: Objective,
         point: Tensor,
         target: Tensor,
         candidates: Callable[[Tensor], Tensor] | None = None,
-    ) -> Expansion:
+    ) -> Expansion | GaussNewton:
         """Linearise at a point."""
         return model.expand(
             self.craft, objective, point, target, convolutional=self.convolutional, candidates=candidates
         )
 
-    def first(self, model: Linear, keep: bool) -> Expansion:
+    def first(self, model: LocalModel, keep: bool) -> Expansion | GaussNewton:
         """Linearise the whole batch at x itself: the same for every budget, so made once if it is kept."""
         if self._first is not None:
-            return self._first
+            return self._first.recounted()
         expansion = self.expand(model, self.objective, self.x, self.target)
         if keep:
             self._first = expansion

@@ -12,7 +12,17 @@ from torch import Tensor
 
 from epsball.attack import Attack
 from epsball.errors import InputError, unknown_name
-from epsball.objectives import CrossEntropy, Ensemble, Margin, Objective, TargetedMargin, TrueScore
+from epsball.local_models import Linear, LocalModel, Quadratic
+from epsball.objectives import (
+    ByTarget,
+    CrossEntropy,
+    Ensemble,
+    Margin,
+    Objective,
+    SquaredError,
+    TargetedMargin,
+    TrueScore,
+)
 from epsball.schedule import Schedule
 from epsball.sets import ConstraintSet, Groups, LpBall, Partition, pixels
 from epsball.solvers import Formulation, MinNorm, NormConstrained, RandomPoint
@@ -36,11 +46,12 @@ class Recipe:
     schedule: Callable[[int], Schedule]
     steps: int = 1
     formulation: Formulation = field(default_factory=NormConstrained)
+    local_model: LocalModel = field(default_factory=Linear)
     family: str = "ball"  # or "groups"
     order: float | None = None  # the norm order p, where the recipe fixes it
     options: tuple[str, ...] = ()
     iterative: bool = True
-    task: str = "classification"
+    task: str = "classification"  # "regression", or "any": by the target
 
     @property
     def needs_eps(self) -> bool:
@@ -62,6 +73,10 @@ def _once(steps: int) -> Schedule:
 
 def _accumulate(steps: int) -> Schedule:
     return Schedule(steps=steps)
+
+
+def _dithered(steps: int) -> Schedule:
+    return Schedule(steps=steps, dither=None)
 
 
 _ROWS = (
@@ -151,10 +166,65 @@ _ROWS = (
         iterative=False,
     ),
     Recipe(
+        "linear-lp-T",
+        "T accumulated, dithered steps of eps/T on the squared error",
+        f"{_PAPER}, section 3.2 and Algorithm 1",
+        lambda o: SquaredError(),
+        _dithered,
+        steps=10,
+        options=("dither",),
+        task="regression",
+    ),
+    Recipe(
+        "quadratic-lp",
+        "one step on the Gauss-Newton model of the squared error, the Jacobian never stored",
+        f"{_PAPER}, section 3.1",
+        lambda o: SquaredError(),
+        _once,
+        local_model=Quadratic(),
+        options=("memory", "products"),
+        iterative=False,
+        task="regression",
+    ),
+    Recipe(
+        "quadratic-lp-T",
+        "T accumulated steps of eps/T on the Gauss-Newton model of the squared error",
+        "epsball; left open in section 3 of the paper",
+        lambda o: SquaredError(),
+        _once,
+        steps=10,
+        local_model=Quadratic(),
+        options=("dither", "memory", "products"),
+        task="regression",
+    ),
+    Recipe(
+        "linear-pixel-T",
+        "T dithered steps, each on the best new group at the full eps",
+        f"{_PAPER}, section 4.2",
+        lambda o: ByTarget(Margin("all")),
+        _dithered,
+        steps=1,
+        family="groups",
+        options=("dither",),
+        task="any",
+    ),
+    Recipe(
+        "quadratic-pixel",
+        "one step on the Gauss-Newton model of the squared error over k groups",
+        f"{_PAPER}, section 4.1",
+        lambda o: SquaredError(),
+        _once,
+        local_model=Quadratic(),
+        family="groups",
+        options=("memory", "products"),
+        iterative=False,
+        task="regression",
+    ),
+    Recipe(
         "random-l2",
         "a Gaussian direction of norm eps",
         f"{_PAPER}, section 6.2",
-        lambda o: Margin("runner-up"),
+        lambda o: ByTarget(),
         _once,
         formulation=RandomPoint(),
         order=2.0,
@@ -165,7 +235,7 @@ _ROWS = (
         "random-linf",
         "a fair coin between -eps and eps in every entry",
         f"{_PAPER}, section 6.1",
-        lambda o: Margin("runner-up"),
+        lambda o: ByTarget(),
         _once,
         formulation=RandomPoint(),
         order=math.inf,
@@ -176,7 +246,7 @@ _ROWS = (
         "random-pixel-T",
         "a fair coin between -eps and eps on T random groups",
         f"{_PAPER}, section 6.2",
-        lambda o: Margin("runner-up"),
+        lambda o: ByTarget(),
         _once,
         formulation=RandomPoint(),
         family="groups",
@@ -222,9 +292,10 @@ def recipe(
     name: a row of `epsball.recipes()`; where it ends in "-T", with the number of steps: "alg1-10". p: the norm order,
     inf by default (the random baselines fix it). eps: the budget in units of x; not needed by minimal-norm recipes,
     where it only limits what counts as a success. steps: T, where the name does not say it. bounds: the valid input
-    range or None. weights: of `LpBall`. groups, k: of `Groups`, one pixel by default, for group recipes. restarts and
-    stop: as in `Schedule`. options: what the row lists, such as label= for "targeted", surrogates= for "ensemble",
-    dither= (a share of eps) for "alg1-T". Raises InputError for an unknown name or an option the row does not have.
+    range or None. weights: of `LpBall`. groups, k: of `Groups`, one pixel by default, for group recipes; "linear-pixel-T"
+    changes k new groups a step. restarts and stop: as in `Schedule`. options: what the row lists, such as label= for
+    "targeted", surrogates= for "ensemble", dither= (a share of eps) for "alg1-T", memory= (GB) for the quadratic ones.
+    Raises InputError for an unknown name or an option the row does not have.
     """
     row, named = find(name)
     if named is not None and steps is not None and steps != named:
@@ -249,9 +320,11 @@ def recipe(
         changes["stop"] = stop
     if "dither" in options:
         changes["dither"] = options["dither"]
+    model = {name: options[name] for name in ("memory", "products") if name in options}
     return Attack(
         constraint=_constraint(row, p, eps, bounds, weights, groups, k * count if row.family == "groups" else k),
         objective=objective,
+        local_model=replace(row.local_model, **model) if model else row.local_model,
         formulation=row.formulation,
         schedule=replace(schedule, **changes),
     )

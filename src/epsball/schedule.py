@@ -19,7 +19,8 @@ class Schedule:
 
     steps: T, the number of linearisations. step_size: the share of ε that each step may take, a number or one for each
     step; 1/T by default. dither: the radius ε̃ of the random offset at which each step linearises, as a share of ε, a
-    number or one for each step. random_start: begin at a random point of the set.
+    number or one for each step; None: ε/T for objectives that do not classify, whose gradient may be zero at x, and
+    none for those that do. random_start: begin at a random point of the set.
     update: "accumulate" adds the steps (the sum of the shares is at most 1, so the triangle inequality keeps it in the
     ball: Algorithm 1); "project" projects onto the set after each step, of any size (Madry's PGD).
     stop: "success" leaves a sample at its first success and drops it from the batch, "never" takes all steps; by
@@ -29,7 +30,7 @@ class Schedule:
 
     steps: int = 1
     step_size: float | tuple[float, ...] | None = None
-    dither: float | tuple[float, ...] = 0.0
+    dither: float | tuple[float, ...] | None = 0.0
     random_start: bool = False
     update: Literal["accumulate", "project"] = "accumulate"
     stop: Literal["success", "never"] | None = None
@@ -58,9 +59,10 @@ class Schedule:
         """Return the share of ε of each step."""
         return self._each("step_size", 1.0 / self.steps if self.step_size is None else self.step_size)
 
-    def dithers(self) -> tuple[float, ...]:
-        """Return the dithering radius of each step as a share of ε."""
-        return self._each("dither", self.dither)
+    def dithers(self, classifies: bool = False) -> tuple[float, ...]:
+        """Return the dithering radius of each step as a share of ε, for an objective that classifies or does not."""
+        automatic = 0.0 if classifies else 1.0 / self.steps
+        return self._each("dither", automatic if self.dither is None else self.dither)
 
     def _each(self, name: str, value: float | tuple[float, ...]) -> tuple[float, ...]:
         values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * self.steps

@@ -68,6 +68,10 @@ class ConstraintSet(ABC):
     def sample(self, x: Tensor, generators: Generators, *, boundary: bool = False) -> Tensor:
         """Draw a random η in C(x), (B, *S); `boundary` spends the whole budget (the random baselines)."""
 
+    def dither(self, x: Tensor, share: float, generators: Generators) -> Tensor:
+        """Draw a random offset of size at most share · ε at which to linearise, (B, *S)."""
+        return self.scaled(share).sample(x, generators)
+
     @abstractmethod
     def step(self, share: float, eta: Tensor) -> ConstraintSet:
         """Return the set for one of 1/share accumulated steps when eta has been accumulated so far."""

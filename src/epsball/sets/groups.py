@@ -117,6 +117,12 @@ class Groups(ConstraintSet):
         eta = unit * eps * self._mask(self._top(order)[1], x)
         return eta if self.bounds is None else torch.clamp(eta, *self.room(x))
 
+    def dither(self, x: Tensor, share: float, generators: Generators) -> Tensor:
+        """Draw an offset of every entry, uniform in ±share · ε: one of k groups alone would hide the others."""
+        unit = 2.0 * as_generators(generators, x).uniform(x.shape[1:], x.dtype) - 1.0
+        eta = unit * expand(self.eps_of(x), x) * share
+        return eta if self.bounds is None else torch.clamp(eta, *self.room(x))
+
     def step(self, share: float, eta: Tensor) -> Groups:
         """Return the set of the next new groups at the full ε: those that changed are excluded, k holds for the sum."""
         changed = self._changed(eta)
@@ -137,21 +143,32 @@ class Groups(ConstraintSet):
         used, left = (None if value is None else value[index] for value in (self.used, self.left))
         return replace(kept, used=used, left=left)
 
-    def _ids(self, x: Tensor) -> Tensor:
+    def free(self, x: Tensor) -> Tensor:
+        """Tell which groups may change, (B, number of groups) bool."""
+        free = torch.ones(len(x), self._number(x), dtype=torch.bool, device=x.device)
+        return free if self.used is None else ~self.used
+
+    def remaining(self, x: Tensor) -> Tensor:
+        """Return how many groups may change, (B,) int64."""
+        most = torch.full((len(x),), self.k, dtype=torch.int64, device=x.device)
+        return most if self.left is None else torch.minimum(most, self.left)
+
+    def ids(self, x: Tensor) -> Tensor:
+        """Return the group number of each entry, (M,) int64."""
         partition = self.groups
         if not isinstance(partition, Partition):  # __post_init__ made it one
             partition = as_partition(partition)
         return partition.index(x.shape[1:], x.device)
 
     def _number(self, x: Tensor) -> int:
-        number = int(self._ids(x).max()) + 1
+        number = int(self.ids(x).max()) + 1
         if self.k > number:
             raise InputError(f"expected k <= {number}, the number of groups, got k={self.k}.")
         return number
 
     def _sums(self, value: Tensor) -> Tensor:
         """Add up the entries of each group: (B, *S) -> (B, number of groups)."""
-        ids = self._ids(value)
+        ids = self.ids(value)
         sums = value.new_zeros(len(value), self._number(value))
         return sums.index_add(1, ids, value.flatten(1))
 
@@ -174,4 +191,4 @@ class Groups(ConstraintSet):
 
     def _mask(self, chosen: Tensor, x: Tensor) -> Tensor:
         member = x.new_zeros(len(x), self._number(x) + 1).scatter(1, chosen % (self._number(x) + 1), 1.0)
-        return member[:, self._ids(x)].view_as(x)
+        return member[:, self.ids(x)].view_as(x)

@@ -3,6 +3,7 @@
 from epsball.solvers.base import Formulation, Step
 from epsball.solvers.min_norm import MinNorm
 from epsball.solvers.norm_constrained import NormConstrained
+from epsball.solvers.quadratic import QuadraticOptions
 from epsball.solvers.random_point import RandomPoint
 
-__all__ = ["Formulation", "MinNorm", "NormConstrained", "RandomPoint", "Step"]
+__all__ = ["Formulation", "MinNorm", "NormConstrained", "QuadraticOptions", "RandomPoint", "Step"]

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from epsball.local_models import Expansion
+from epsball.local_models import Expansion, GaussNewton
+from epsball.randomness import Generators
 from epsball.sets.base import ConstraintSet
 
 __all__ = ["Formulation", "Step"]
@@ -18,12 +19,18 @@ __all__ = ["Formulation", "Step"]
 class Step:
     """A solution δ (B, *S), and whether the problem had one, (B,) bool; where not, δ is the best there is.
 
-    slope: what a unit of budget gains on each piece, (B, C); None where nothing was compared.
+    slope: what a unit of budget gains on each piece, (B, C); None where nothing was compared. exact: whether δ is known
+    to be a global solution, (B,) bool; None: for every sample. kkt: the relative residual of the optimality conditions
+    (B,), NaN where the solver has none. mirror: a second solution (B, *S) that is as good for the model where the
+    residual is zero; the model under attack decides between the two.
     """
 
     delta: Tensor
     feasible: Tensor
     slope: Tensor | None = None
+    exact: Tensor | None = None
+    kkt: Tensor | None = None
+    mirror: Tensor | None = None
 
 
 class Formulation(ABC):
@@ -35,8 +42,10 @@ class Formulation(ABC):
     budgeted: bool = True
 
     @abstractmethod
-    def solve(self, expansion: Expansion, constraint: ConstraintSet, point: Tensor) -> Step:
-        """Solve the problem over the constraint around the point (B, *S)."""
+    def solve(
+        self, expansion: Expansion | GaussNewton, constraint: ConstraintSet, point: Tensor, streams: Generators
+    ) -> Step:
+        """Solve the problem over the constraint around the point (B, *S); streams: for solvers that start at random."""
 
     def candidates(
         self, value: Tensor, slope: Tensor, growth: float, constraint: ConstraintSet, point: Tensor

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from epsball.errors import InputError
-from epsball.local_models import Expansion
+from epsball.local_models import Expansion, GaussNewton
+from epsball.randomness import Generators
 from epsball.sets.base import ConstraintSet
 from epsball.solvers.base import Formulation, Step
 from epsball.tensors import dot, expand
@@ -35,8 +36,12 @@ class MinNorm(Formulation):
         if not number or not 0 <= self.overshoot < torch.inf:
             raise InputError(f"expected overshoot >= 0 and finite, got {self.overshoot!r}.")
 
-    def solve(self, expansion: Expansion, constraint: ConstraintSet, point: Tensor) -> Step:
+    def solve(
+        self, expansion: Expansion | GaussNewton, constraint: ConstraintSet, point: Tensor, streams: Generators
+    ) -> Step:
         """Take the piece that can be brought to zero with the least size; δ (B, *S)."""
+        if isinstance(expansion, GaussNewton):
+            raise InputError("expected a linear local model for the minimal-norm problem; use eb.Linear().")
         value, gradient = expansion.value, expansion.gradient
         batch = len(value)
         # At a tie the gap is zero and so would be the step: ask for a rounding error more than the scores can hide.

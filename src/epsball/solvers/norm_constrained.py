@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from epsball.local_models import Expansion
+from epsball.local_models import Expansion, GaussNewton
+from epsball.randomness import Generators
 from epsball.sets.base import ConstraintSet
 from epsball.solvers.base import Formulation, Step
+from epsball.solvers.quadratic import QuadraticOptions, solve_quadratic
 
 __all__ = ["NormConstrained"]
 
@@ -20,10 +22,19 @@ class NormConstrained(Formulation):
 
     Exact: the maximum of affine functions over C is the largest of value_c + support_C(gradient_c), attained at
     that piece's lmo. Of equal pieces the first. Always feasible.
+
+    With a quadratic local model: max ‖r + Jδ‖² over δ in C, problems (12), (13) and (18); `quadratic` has the options
+    of its solvers, and `AttackResult.exact` says where the solution is known to be global.
     """
 
-    def solve(self, expansion: Expansion, constraint: ConstraintSet, point: Tensor) -> Step:
-        """Take the piece with the largest value plus support; δ (B, *S)."""
+    quadratic: QuadraticOptions = field(default_factory=QuadraticOptions)
+
+    def solve(
+        self, expansion: Expansion | GaussNewton, constraint: ConstraintSet, point: Tensor, streams: Generators
+    ) -> Step:
+        """Take the piece with the largest value plus support, or solve the quadratic problem; δ (B, *S)."""
+        if isinstance(expansion, GaussNewton):
+            return solve_quadratic(expansion, constraint, point, streams, self.quadratic)
         feasible = torch.ones(len(point), dtype=torch.bool, device=point.device)
         if expansion.value.shape[1] == 1:
             return Step(constraint.lmo(expansion.gradient[:, 0], point), feasible)

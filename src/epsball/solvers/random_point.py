@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from epsball.local_models import Expansion
+from epsball.local_models import Expansion, GaussNewton
+from epsball.randomness import Generators
 from epsball.sets.base import ConstraintSet
 from epsball.solvers.base import Formulation, Step
 
@@ -24,6 +25,8 @@ class RandomPoint(Formulation):
 
     uses_model = False
 
-    def solve(self, expansion: Expansion, constraint: ConstraintSet, point: Tensor) -> Step:
+    def solve(
+        self, expansion: Expansion | GaussNewton, constraint: ConstraintSet, point: Tensor, streams: Generators
+    ) -> Step:
         """Return no step: the drawn point is the answer."""
         return Step(torch.zeros_like(point), torch.ones(len(point), dtype=torch.bool, device=point.device))

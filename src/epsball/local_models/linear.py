@@ -14,7 +14,7 @@ from epsball.errors import InputError
 from epsball.objectives import Objective
 from epsball.tensors import dot, norm
 
-__all__ = ["Expansion", "Linear", "LocalModel"]
+__all__ = ["Expansion", "Linear"]
 
 Candidates = Callable[[Tensor], Tensor]
 
@@ -41,6 +41,14 @@ class Expansion:
         pieces = self.gradient.shape[1]
         shift = torch.stack([dot(self.gradient[:, c], offset) for c in range(pieces)], 1)
         return replace(self, value=self.value - shift)
+
+    def spent(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the forward passes, backward passes and JVPs of each sample, (B,) int64 each."""
+        return self.forwards, self.backwards, torch.zeros_like(self.forwards)
+
+    def recounted(self) -> Expansion:
+        """Return the expansion for another run, whose passes are the same."""
+        return self
 
     def take(self, index: Tensor) -> Expansion:
         """Keep some samples."""
@@ -75,6 +83,9 @@ class Linear:
             raise InputError(f'expected gradients as "auto", "loop" or "batched", got {self.gradients!r}.')
         if not self.growth >= 1.0:
             raise InputError(f"expected growth >= 1 (inf: differentiate all classes), got {self.growth!r}.")
+
+    def check(self, objective: Objective) -> None:
+        """Accept every objective."""
 
     @torch.enable_grad()
     def expand(
@@ -123,9 +134,6 @@ class Linear:
                 gradients[:, c] = gradients[:, 0]
                 gradients[rows, c] = gradient
         return Expansion(value.gather(1, piece), gradients, piece, outputs.detach(), once, number)
-
-
-LocalModel = Linear
 
 
 def _forward(
