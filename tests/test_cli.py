@@ -160,7 +160,7 @@ def test_train_writes_weights_that_evaluate_takes(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_demo_runs_six_attacks_and_says_what_to_try_next(tmp_path):
+def test_the_demo_attacks_a_classifier_and_a_regressor_and_says_what_to_try_next(tmp_path):
     done = epsball("demo", "--out", tmp_path / "demo")
     for name in ("deepfool", "alg1-10", "alg1", "fgsm", "pgd", "random-linf"):
         assert f" {name} " in done.stdout
@@ -172,6 +172,11 @@ def test_the_demo_runs_six_attacks_and_says_what_to_try_next(tmp_path):
     assert manifest["clean"]["error"] < 0.05
     assert len(manifest["attacks"]) == 6
     assert (tmp_path / "demo" / "report.html").stat().st_size > 20_000
+    second = tmp_path / "demo" / "regressor"
+    assert str(second / "report.html") in done.stdout
+    assert json.loads((second / "manifest.json").read_text())["task"] == "regression"
+    for name in ("quadratic-lp", "linear-lp-10", "random-l2"):
+        assert f" {name} " in done.stdout
 
 
 @pytest.mark.slow
@@ -181,6 +186,7 @@ def test_the_demo_trains_its_network_where_no_weights_come_with_epsball(tmp_path
     assert result.exit_code == 0, result.stderr
     manifest = json.loads((tmp_path / "demo" / "manifest.json").read_text())
     assert manifest["configuration"]["weights"] == str(tmp_path / "demo" / "digits-fcnn.safetensors")
+    assert (tmp_path / "demo" / "regressor" / "digits-autoencoder.safetensors").is_file()
     assert manifest["clean"]["error"] < 0.05
 
 

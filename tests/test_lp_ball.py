@@ -584,3 +584,18 @@ def test_budgets_per_sample_follow_take_and_scaled():
 def test_a_set_without_meaning_is_refused(arguments):
     with pytest.raises(InputError, match=r"expected .* got"):
         LpBall(**arguments)
+
+
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 7.0])
+def test_frozen_entries_take_nothing_of_a_random_draw(p):
+    """On the boundary the whole budget is spent on the free entries; inside, draws are as in the ball of these alone."""
+    w = torch.tensor([1.0, 2.0, 0.0, 0.0, 0.5], dtype=torch.float64)
+    x = torch.zeros(4000, 5, dtype=torch.float64)
+    ball = LpBall(p=p, eps=0.7, weights=w)
+    streams = Generators.of(0, torch.arange(4000))
+    edge = ball.sample(x, streams, boundary=True)
+    torch.testing.assert_close(ball.size(edge), torch.full((4000,), 0.7, dtype=torch.float64))
+    inside = ball.size(ball.sample(x, streams)) / 0.7
+    # Uniform in a ball of three dimensions: the norm to the power 3 is uniform in [0, 1].
+    assert float(inside.pow(3).mean()) == pytest.approx(0.5, abs=0.02)
+    assert float(inside.pow(3).square().mean()) == pytest.approx(1.0 / 3.0, abs=0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -18,14 +19,24 @@ from epsball import data, networks, training
 from epsball.errors import InputError
 
 NAMES = networks.names()
-NEEDS_FILES = {"mnist"}
+TOO_LARGE = {"cifar10-autoencoder"}  # 38 MB of weights; what comes with epsball stays below 1 MB
+SHIPPED = [name for name in NAMES if name not in TOO_LARGE]
+NEEDS_FILES = {"mnist", "cifar10"}
 needs_data = pytest.mark.skipif(not os.environ.get("EPSBALL_DATA"), reason="EPSBALL_DATA does not point to real data")
-ON_DATA = [pytest.param(name, marks=needs_data if networks.spec(name).data in NEEDS_FILES else ()) for name in NAMES]
+ON_DATA = [pytest.param(name, marks=needs_data if networks.spec(name).data in NEEDS_FILES else ()) for name in SHIPPED]
+# Drawing 1,536 orthonormal directions takes seconds.
+FRESH = [pytest.param(name, marks=pytest.mark.slow if name in TOO_LARGE else ()) for name in NAMES]
+AUTOENCODERS = {"digits-autoencoder": (64, 16), "mnist-autoencoder": (784, 31), "cifar10-autoencoder": (3072, 1536)}
 
 
 def inputs(name: str, count: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     generator = torch.Generator().manual_seed(7)
     return torch.rand((count, *networks.spec(name).input_shape), generator=generator, dtype=dtype)
+
+
+def ready(name: str) -> nn.Module:
+    """The network with its trained weights, or fresh ones where none come with epsball."""
+    return networks.load(name) if name in SHIPPED else networks.build(name).eval()
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -35,13 +46,17 @@ def test_spec_and_shapes(name: str) -> None:
     assert spec.data in data.names()
     assert spec.summary
     assert spec.reference
+    assert spec.output_shape == (spec.input_shape if name in AUTOENCODERS else (spec.outputs,))
+    assert spec.task == ("regression" if name in AUTOENCODERS else "classification")
+    assert spec.outputs == math.prod(spec.output_shape)
+    model = networks.build(name)
     for count in (0, 1, 3):
-        assert tuple(networks.build(name)(inputs(name, count)).shape) == (count, spec.outputs)
+        assert tuple(model(inputs(name, count)).shape) == (count, *spec.output_shape)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_sample_is_its_own(name: str) -> None:
-    model = networks.load(name)
+    model = ready(name)
     x = inputs(name, 5)
     with torch.no_grad():
         together, alone = model(x), torch.cat([model(row[None]) for row in x])
@@ -50,10 +65,10 @@ def test_every_sample_is_its_own(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradient_against_finite_differences(name: str) -> None:
-    model = networks.load(name).double()
+    model = ready(name).double()
     x = inputs(name, 2, torch.float64).requires_grad_()
     generator = torch.Generator().manual_seed(3)
-    mix = torch.randn(2, networks.spec(name).outputs, generator=generator, dtype=torch.float64)
+    mix = torch.randn(2, *networks.spec(name).output_shape, generator=generator, dtype=torch.float64)
     (gradient,) = torch.autograd.grad((model(x) * mix).sum(), x)
     with torch.no_grad():
         for _ in range(5):
@@ -64,7 +79,7 @@ def test_gradient_against_finite_differences(name: str) -> None:
     assert float(gradient.abs().max()) > 1e-3
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", FRESH)
 def test_build_is_seeded_and_leaves_the_global_generator_alone(name: str) -> None:
     before = torch.get_rng_state()
     first, again, other = networks.build(name, 5), networks.build(name, 5), networks.build(name, 6)
@@ -127,10 +142,45 @@ def test_mnist_lenet5_is_lenet5() -> None:
     np.testing.assert_allclose(model(x).detach().numpy()[0], expected, rtol=1e-4, atol=1e-4)
 
 
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    return 1.0 / (1.0 + np.exp(-x))
+
+
+@pytest.mark.parametrize("name", AUTOENCODERS)
+def test_autoencoders_are_one_hidden_layer(name: str) -> None:
+    hidden, output = (np.tanh, lambda x: x) if name == "cifar10-autoencoder" else (relu, sigmoid)
+    model, (size, width) = ready(name), AUTOENCODERS[name]
+    w1, b1, w2, b2 = arrays(model)
+    assert (w1.shape, w2.shape) == ((width, size), (size, width))
+    x = inputs(name, 1)
+    expected = output(w2 @ hidden(w1 @ x.double().numpy().ravel() + b1) + b2)
+    np.testing.assert_allclose(model(x).detach().numpy().ravel(), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [row for row in FRESH if row.values[0] in AUTOENCODERS])
+def test_fresh_autoencoders_project_on_orthonormal_directions(name: str) -> None:
+    w1, _, w2, _ = arrays(networks.build(name))
+    np.testing.assert_allclose(w1 @ w1.T, np.eye(len(w1)), atol=1e-5)
+    np.testing.assert_array_equal(w2, w1.T)
+
+
+def test_the_papers_autoencoders_compress_as_much_as_the_papers() -> None:
+    share = {name: 1.0 - width / size for name, (size, width) in AUTOENCODERS.items()}
+    assert round(share["mnist-autoencoder"], 2) == 0.96
+    assert share["cifar10-autoencoder"] == 0.5
+
+
 # The weights that come with epsball
 
 
-@pytest.mark.parametrize("name", NAMES)
+def test_only_weights_of_more_than_a_megabyte_stay_out() -> None:
+    for name in NAMES:
+        size = sum(4 * parameter.numel() for parameter in networks.build(name).parameters())
+        assert (size > 1_000_000) == (name in TOO_LARGE)
+        assert networks.shipped(name).is_file() == (name not in TOO_LARGE)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_weights_have_their_card(name: str) -> None:
     path, spec, card = networks.shipped(name), networks.spec(name), networks.card(name)
     assert path.stat().st_size < 1_000_000
@@ -149,7 +199,13 @@ def test_shipped_weights_err_as_their_card_says(name: str) -> None:
     assert card["test"]["digest"] == test.digest
     assert card["test_count"] == len(test)
     with torch.no_grad():
-        wrong = int((networks.load(name)(test.x).argmax(1) != test.target).sum())
+        outputs = networks.load(name)(test.x)
+    if networks.spec(name).task == "regression":
+        error = ((outputs.double() - test.x.double()) ** 2).numpy().reshape(len(test), -1).mean(1)
+        assert error.mean() == pytest.approx(card["test_error"], rel=1e-4)
+        assert np.mean(-10.0 * np.log10(error)) == pytest.approx(card["test_psnr"], abs=1e-3)
+        return
+    wrong = int((outputs.argmax(1) != test.target).sum())
     # A tie in float32 may fall otherwise on another processor: allow one image.
     assert abs(wrong - card["test_error"] * len(test)) <= 1
 
@@ -157,6 +213,20 @@ def test_shipped_weights_err_as_their_card_says(name: str) -> None:
 @pytest.mark.parametrize(("name", "error"), [("mnist-fcnn", 0.019), ("mnist-lenet5", 0.0095)])
 def test_the_papers_networks_err_as_little_as_the_papers(name: str, error: float) -> None:
     assert networks.card(name)["test_error"] <= error
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["digits-autoencoder", pytest.param("mnist-autoencoder", marks=[needs_data, pytest.mark.slow])],
+)
+def test_autoencoders_give_back_more_than_as_many_principal_components(name: str) -> None:
+    row = networks.spec(name)
+    x, test = (data.load(row.data, split=split).x.flatten(1).double().numpy() for split in ("train", "test"))
+    mean = x.mean(0)
+    _, vectors = np.linalg.eigh((x - mean).T @ (x - mean))
+    top = vectors[:, -AUTOENCODERS[name][1] :]
+    floor = np.mean(((test - mean) @ top @ top.T - (test - mean)) ** 2)
+    assert networks.card(name)["test_error"] < floor
 
 
 def test_a_network_without_shipped_weights_says_how_to_train_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -296,7 +366,7 @@ def test_damaged_cards(tmp_path: Path, content: str) -> None:
 
 
 def test_cards_are_plain_json_and_name_no_path() -> None:
-    for name in NAMES:
+    for name in SHIPPED:
         text = networks.shipped(name).with_suffix(".json").read_text()
         assert json.loads(text) == networks.card(name)
         assert not any(part in text for part in ("/home", "/root", "/work", "/tmp", "C:\\"))

@@ -255,6 +255,7 @@ def test_chunked_and_dictionary_columns_are_the_same_table() -> None:
 def test_cost_table_by_hand() -> None:
     assert cost_table(SMALL)[0] == {
         **{"attack": "fgsm", "crafted_on": "net", "steps": 1, "n": 5, "forwards": 2.4, "backwards": 1.4},
+        "jvps": 0.0,
         **{"passes": pytest.approx(3.8), "seconds_per_1000": pytest.approx(4.8)},
     }
     twice = table([row(0, "deepfool", eps, forwards=7, backwards=9) for eps in (0.1, 0.2)])
@@ -644,9 +645,14 @@ def test_whatever_the_manifest_lacks(tmp_path: Path, manifest: dict[str, Any]) -
 def test_regression_rows_do_not_break_the_page(tmp_path: Path) -> None:
     nothing = {"target": None, "prediction": None, "clean_prediction": None, "psnr_out": 12.0}
     write_run(tmp_path, [row(i, **nothing) for i in range(4)], {"task": "regression", "model": {"name": "net"}})
-    write_examples(tmp_path, (3, 8, 8), target=np.zeros((3, 3, 8, 8)), clean_prediction=np.zeros((3, 3, 8, 8)))
+    made: dict[str, Any] = {"target": np.zeros((3, 3, 8, 8)), "clean_output": np.ones((3, 3, 8, 8))}
+    made |= {"output/fgsm": np.full((3, 3, 8, 8), 0.5), "clean_psnr": np.array([21.0, np.inf, np.nan])}
+    made |= {"psnr_in/fgsm": np.full(3, 20.0), "psnr_out/fgsm": np.full(3, 12.0)}
+    write_examples(tmp_path, (3, 8, 8), **made)
     _, page = read(write_page(tmp_path))
-    assert "there is none to fool" in page.words
+    assert "brings the output PSNR to 12.0 dB (12.0 to 12.0), the mean over 4 images" in page.words
+    assert page.tags.count("img") == 3 * 5  # original and its output; perturbation, perturbed input and output
+    assert "∞ dB" in page.words
 
 
 def test_an_empty_table(tmp_path: Path) -> None:

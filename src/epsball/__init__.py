@@ -4,6 +4,7 @@ from epsball.attack import Attack
 from epsball.errors import EpsballWarning, InputError, Status
 from epsball.local_models import Linear, Quadratic
 from epsball.metrics import Robustness, first_order_distance, fooling_curve, psnr, robustness
+from epsball.metrics.bound import UpperBound, upper_bound
 from epsball.objectives import (
     ByTarget,
     CrossEntropy,
@@ -56,6 +57,7 @@ __all__ = [
     "TargetModel",
     "TargetedMargin",
     "TrueScore",
+    "UpperBound",
     "channels",
     "first_order_distance",
     "fooling_curve",
@@ -65,4 +67,5 @@ __all__ = [
     "recipe",
     "recipes",
     "robustness",
+    "upper_bound",
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -96,7 +96,7 @@ class Attack:
         x: Tensor,
         target: Tensor | None = None,
         *,
-        eps: list[float | Tensor],
+        eps: Sequence[float | Tensor],
         seed: int = 0,
         sample_id: Tensor | None = None,
     ) -> list[AttackResult]:
@@ -113,7 +113,7 @@ class Attack:
         model: Callable[[Tensor], Any],
         x: Tensor,
         target: Tensor | None,
-        eps: list[float | Tensor],
+        eps: Sequence[float | Tensor],
         seed: int,
         sample_id: Tensor | None,
         started: float,

@@ -36,8 +36,7 @@ class Problem:
         self.convolutional = any(m.convolutional for m in surrogates or [judge])
         # One sample is enough to know the outputs' shape; the whole batch only where its outputs are needed.
         whole = target is None or objective.needs_clean
-        with torch.no_grad():
-            raw = judge(x if whole else x[:1])
+        raw = _probe(judge, x, whole=whole)
         objective = objective.resolve(raw, target)
         self.classifies = objective.classifies
         outputs = two_class(raw) if self.classifies else raw
@@ -48,8 +47,7 @@ class Problem:
             _warn_of_probabilities(judge, raw, x)
         for surrogate in surrogates:
             check_model(surrogate.model, x)
-            with torch.no_grad():
-                raw = surrogate(x[:1])
+            raw = _probe(surrogate, x, whole=False)
             scores = check_scores(two_class(raw), 1, what="each surrogate")
             if scores.shape[1] != outputs.shape[1]:
                 raise InputError(
@@ -90,6 +88,55 @@ class Problem:
         if keep:
             self._first = expansion
         return expansion
+
+
+def _probe(model: TargetModel, x: Tensor, *, whole: bool) -> Tensor:
+    """Return the outputs of the first sample, or of the whole batch, of a model that treats each sample alone.
+
+    Refuses dropout, batch statistics and whatever else makes a sample's output change from call to call or with the
+    samples beside it: the first sample must come out the same alone and beside others, up to rounding.
+    """
+    # Half a sample is another one, and as good an input as the sample where entries count or name something.
+    pair = x[:2] if len(x) > 1 else torch.cat([x, 0.5 * x])
+    with torch.no_grad():
+        try:
+            alone = model(x[:1])
+        except ValueError as error:
+            if "more than 1 value per channel" in str(error):
+                raise _dependent("normalises with the statistics of the batch") from error
+            raise
+        outputs = model(x) if whole and len(x) > 1 else alone
+        beside = outputs if whole and len(x) > 1 else model(pair)
+        if beside.shape[1:] != alone.shape[1:]:
+            raise InputError(
+                f"expected outputs (B, *O) with the same O for every batch, got {tuple(alone.shape)} for one sample "
+                f"and {tuple(beside.shape)} for {len(beside)}; keep the batch as the first dimension."
+            )
+        if _differ(alone, beside[:1], x):
+            random = _differ(alone, model(x[:1]), x)
+            raise _dependent("changes from call to call" if random else "changes with the samples beside it")
+    return outputs
+
+
+def _differ(a: Tensor, b: Tensor, x: Tensor) -> bool:
+    """Tell whether outputs differ by more than rounding, of numbers of their own size or of a sum of the inputs'."""
+    if not a.is_floating_point():
+        return not torch.equal(a, b)
+    kind, known = a.dtype, a.isfinite() & b.isfinite()
+    a, b = a[known].double(), b[known].double()
+    if not a.numel():
+        return False
+    # float32 leaves room for kernels that multiply in TF32, and choose another algorithm for another batch.
+    tolerance = {torch.float64: 1e-6, torch.float32: 1e-2}.get(kind, 1e-1)
+    scale = max(float(a.abs().max()), float(b.abs().max()), 1e-4 * float(x.abs().max()))
+    return float((a - b).abs().max()) > tolerance * scale
+
+
+def _dependent(how: str) -> InputError:
+    return InputError(
+        f"expected a model whose output for a sample depends on that sample alone, but it {how}; give its dropout and "
+        "batch norm training=self.training (or training=False), and draw no random numbers in its forward."
+    )
 
 
 def _warn_of_probabilities(model: TargetModel, outputs: Tensor, x: Tensor) -> None:

@@ -35,11 +35,14 @@ class TrainingResult:
     """A trained network (evaluation mode), its card, and its test error.
 
     error  share of test samples misclassified, or the mean squared error per sample and output of a regression model
+    psnr   dB, mean over the test samples of 10 log₁₀(peak² / mean squared error) of a reconstruction; None for a
+           classifier, where the data have no range that gives the peak, and where it is not finite
     """
 
     model: nn.Module
     card: dict[str, Any]
     error: float
+    psnr: float | None = None
 
 
 def train(
@@ -88,15 +91,18 @@ def train(
     start = time.perf_counter()
     _fit(model.to(place), recipe, x.to(place), target.to(place), seed, progress)
     seconds = time.perf_counter() - start
-    error = test_error(model, test_x, test_target)
+    errors = _errors(model, test_x, test_target)
+    error, psnr = float(errors.mean()), _psnr(spec, errors, testing)
     card = {
         "network": spec.name,
         "summary": spec.summary,
+        "task": spec.task,
         "parameters": sum(parameter.numel() for parameter in model.parameters()),
         "data": given,
         "training": _describe(fitting),
         "test": _describe(testing),
         "test_error": error,
+        **({} if psnr is None else {"test_psnr": psnr}),
         "test_count": len(testing),
         "loss": getattr(recipe.loss, "__name__", repr(recipe.loss)),
         "optimiser": f"AdamW, learning rate {recipe.learning_rate} falling to 0 along a cosine, "
@@ -109,7 +115,7 @@ def train(
         "command": _command(spec, given, chosen, path),
     }
     model = model.cpu().eval()
-    return TrainingResult(model, card if path is None else save(model, card, path), error)
+    return TrainingResult(model, card if path is None else save(model, card, path), error, psnr)
 
 
 def test_error(model: nn.Module, x: torch.Tensor, target: torch.Tensor) -> float:
@@ -117,10 +123,18 @@ def test_error(model: nn.Module, x: torch.Tensor, target: torch.Tensor) -> float
 
     The model is evaluated on its own device, in evaluation mode, and its mode is restored. NaN outputs are errors.
     """
+    return float(_errors(model, x, target).mean())
+
+
+test_error.__test__ = False  # type: ignore[attr-defined]  # its name looks like a test to pytest
+
+
+def _errors(model: nn.Module, x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    """Return the error of each sample, (N,) float64: 0 or 1 for a class, else the mean squared error of its outputs."""
     place = next((parameter.device for parameter in model.parameters()), x.device)
     was_training = model.training
     model.eval()
-    total = 0.0
+    errors = []
     try:
         with torch.no_grad():
             for part, truth in zip(
@@ -128,16 +142,22 @@ def test_error(model: nn.Module, x: torch.Tensor, target: torch.Tensor) -> float
             ):
                 outputs, truth = model(part.to(place)), truth.to(place)
                 if truth.is_floating_point():
-                    total += float((outputs - truth).square().flatten(1).mean(1).sum())
+                    error = (outputs - truth).square().flatten(1).mean(1)
                 else:
-                    right = (outputs.argmax(1) == truth) & torch.isfinite(outputs).all(1)
-                    total += int((~right).sum())
+                    error = (outputs.argmax(1) != truth) | ~torch.isfinite(outputs).all(1)
+                errors.append(error.cpu().double())
     finally:
         model.train(was_training)
-    return total / len(x)
+    return torch.cat(errors)
 
 
-test_error.__test__ = False  # type: ignore[attr-defined]  # its name looks like a test to pytest
+def _psnr(spec: NetworkSpec, errors: torch.Tensor, part: Dataset) -> float | None:
+    """Return the mean PSNR in dB where the output is meant to be the input, whose range is known; else None."""
+    if spec.task != "regression" or not spec.recipe.target_is_input or part.bounds is None:
+        return None
+    peak = part.bounds[1] - part.bounds[0]
+    value = float((10.0 * (peak * peak / errors).log10()).mean())
+    return value if math.isfinite(value) else None
 
 
 def _fit(

@@ -8,16 +8,16 @@ from typing import Annotated, Any
 import typer
 
 import epsball
+from epsball import networks
 from epsball.cli import display
 from epsball.cli import options as o
 from epsball.cli.group import OneLineGroup
 from epsball.cli.paper import paper
 from epsball.experiments.config import RunConfig
 from epsball.experiments.runner import RunResult, run
+from epsball.experiments.tasks import default_attacks
 
 __all__ = ["app"]
-
-ATTACKS = "deepfool,alg1-10,alg1,fgsm,pgd"
 
 app = typer.Typer(
     cls=OneLineGroup,
@@ -45,16 +45,18 @@ def root(
 def demo(
     out: o.Out = Path("runs/demo"), batch_size: o.BatchSize = 500, seed: o.Seed = 0, overwrite: o.Overwrite = False
 ) -> None:
-    """Attack a small network on embedded digits with six attacks, and write the report: no argument, no download."""
-    from epsball.experiments.demo import demo_config
+    """Attack a classifier and a regressor on embedded digits, and write their reports: no argument, no download."""
+    from epsball.experiments.demo import demo_runs
 
     with display.ProgressBar("steps") as bar:
-        config = demo_config(out, batch_size=batch_size, seed=seed, overwrite=overwrite, progress=bar)
-    _show(_run(config, out, overwrite))
+        runs = demo_runs(out, batch_size=batch_size, seed=seed, overwrite=overwrite, progress=bar)
+        for config, folder in runs:
+            _show(_run(config, folder, overwrite))
     display.write(
         "",
-        "Next: the same for a network trained on MNIST (downloaded once, or from --data-root DIR):",
+        "Next: the same for networks trained on MNIST (downloaded once, or from --data-root DIR):",
         "  epsball evaluate --model mnist-lenet5 --limit 1000 --eps 0.05,0.1,0.2 --out runs/lenet5",
+        "  epsball evaluate --model mnist-autoencoder --p 2 --limit 1000 --eps 1,2,4 --out runs/autoencoder",
         "and `epsball list attacks`, `epsball robustness --help`.",
     )
 
@@ -63,7 +65,7 @@ def demo(
 def evaluate(
     model: o.Model,
     out: o.Out,
-    attacks: o.Attacks = ATTACKS,
+    attacks: o.SomeAttacks = None,
     eps: o.Eps = None,
     p: o.P = "inf",
     data: o.Data = None,
@@ -78,10 +80,16 @@ def evaluate(
     data_root: o.DataRoot = None,
     surrogates: o.Surrogates = None,
     transfer: o.Transfer = False,
-    task: o.Task = "classification",
+    groups: o.Groups = "pixels",
+    k: o.K = 1,
+    task: o.Task = None,
+    target: o.Target = None,
     overwrite: o.Overwrite = False,
 ) -> None:
-    """Measure how many samples each attack fools at each eps; write the rows, the manifest and the report."""
+    """Measure what each attack does at each eps: how many samples it fools, or how far a regression output moves.
+
+    Writes the rows, the manifest and the report.
+    """
     given = dict(locals())
     _show(_run(_config("evaluate", given), out, overwrite))
 
@@ -105,7 +113,10 @@ def attack(
     data_root: o.DataRoot = None,
     surrogates: o.Surrogates = None,
     transfer: o.Transfer = False,
-    task: o.Task = "classification",
+    groups: o.Groups = "pixels",
+    k: o.K = 1,
+    task: o.Task = None,
+    target: o.Target = None,
     overwrite: o.Overwrite = False,
 ) -> None:
     """Perturb the samples: as evaluate, and the perturbed inputs at the largest eps go to DIR/perturbed.npz."""
@@ -129,7 +140,7 @@ def robustness(
     device: o.Device = "cpu",
     dtype: o.Dtype = "float32",
     data_root: o.DataRoot = None,
-    task: o.Task = "classification",
+    task: o.Task = None,
     overwrite: o.Overwrite = False,
 ) -> None:
     """Measure how far samples are from being misclassified: rho1, rho2 and eps99 of the paper."""
@@ -193,10 +204,11 @@ def list_catalogue(
 
 def _config(command: str, given: dict[str, Any]) -> RunConfig:
     """Read the flags of a run."""
+    p, attacks = o.norm_order(given.pop("p")), o.names(given.pop("attacks"))
     values: dict[str, Any] = {
-        "attacks": o.names(given.pop("attacks")),
+        "attacks": attacks or default_attacks(networks.spec(given["model"]).task, p),
         "eps": o.numbers("--eps", given.pop("eps")),
-        "p": o.norm_order(given.pop("p")),
+        "p": p,
         "bounds": o.valid_range(given.pop("bounds")),
         "surrogates": o.names(given.pop("surrogates", None)),
     }

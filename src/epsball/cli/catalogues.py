@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from epsball import data, networks
 from epsball.errors import unknown_name
@@ -29,9 +30,17 @@ def _attacks() -> Catalogue:
         order = "any" if row.order is None else "inf" if row.order == math.inf else f"{row.order:g}"
         budget = "yes" if row.needs_eps else "no"
         rows.append(
-            (row.name, row.summary, "groups" if row.family == "groups" else order, steps, budget, row.reference)
+            (
+                row.name,
+                row.summary,
+                row.task,
+                "groups" if row.family == "groups" else order,
+                steps,
+                budget,
+                row.reference,
+            )
         )
-    return "attacks", ("name", "what it does", "p", "steps", "needs eps", "reference"), rows
+    return "attacks", ("name", "what it does", "task", "p", "steps", "needs eps", "reference"), rows
 
 
 def _networks() -> Catalogue:
@@ -39,9 +48,16 @@ def _networks() -> Catalogue:
     for name in networks.names():
         spec = networks.spec(name)
         weights = "come with epsball" if networks.shipped(name).is_file() else "train them"
-        error = f"{100 * networks.card(name)['test_error']:.2f} %" if networks.shipped(name).is_file() else "–"
-        rows.append((name, spec.summary, spec.data, weights, error, spec.reference))
-    return "networks", ("name", "what it is", "data", "weights", "test error", "reference"), rows
+        error = error_text(name, networks.card(name)) if networks.shipped(name).is_file() else "–"
+        rows.append((name, spec.summary, spec.task, spec.data, weights, error, spec.reference))
+    return "networks", ("name", "what it is", "task", "data", "weights", "test error", "reference"), rows
+
+
+def error_text(network: str, card: dict[str, Any]) -> str:
+    """Write a card's test error: the share misclassified, or a regression model's mean squared error."""
+    if network in networks.names() and networks.spec(network).task == "regression":
+        return f"{card['test_error']:.3g} (mean squared)"
+    return f"{100 * card['test_error']:.2f} %"
 
 
 def _datasets() -> Catalogue:

@@ -14,9 +14,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from epsball.cli.catalogues import error_text
 from epsball.experiments.runner import RunResult
+from epsball.report.quality import psnr_table
 from epsball.report.tables import Row, fooling_table
-from epsball.report.text import norm_name, printable
+from epsball.report.text import decibels, norm_name, number, printable
 
 __all__ = ["ProgressBar", "show_card", "show_catalogue", "show_measures", "show_result", "show_transfer", "write"]
 
@@ -91,7 +93,44 @@ def write_markdown(text: str) -> None:
 
 
 def show_result(result: RunResult) -> None:
-    """Print the fooling ratios of the attacks on the model, one row an attack."""
+    """Print what the attacks do to the model, one row an attack: fooling ratios, or output PSNR of a regression run."""
+    if result.manifest["task"] == "regression":
+        _show_quality(result)
+    else:
+        _show_fooling(result)
+
+
+def _show_quality(result: RunResult) -> None:
+    manifest, rows = result.manifest, psnr_table(result.table)
+    shown = _some(sorted({row["eps"] for row in rows}))
+    table = _table()
+    table.add_column("output PSNR, dB at eps =")
+    for eps in shown:
+        table.add_column(f"{eps:g}", justify="right")
+    table.add_column("passes", justify="right")
+    for attack in dict.fromkeys(row["attack"] for row in rows):
+        mine = {row["eps"]: row for row in rows if row["attack"] == attack}
+        passes = sum(row["passes"] for row in mine.values()) / len(mine)
+        table.add_row(attack, *(f"{mine[eps]['psnr_out']:.1f}" for eps in shown), f"{passes:.1f}")
+    small = [row["psnr_in"] for row in rows if row["eps"] == shown[-1]]
+    clean = manifest["clean"]["psnr_out"]["value"]
+    reference = {"input": "the input", "output": "the output without a perturbation", "data": "the data's y"}
+    start = (
+        ""
+        if clean is None or manifest["reference"] == "output"
+        else f", {decibels(float(clean))} without a perturbation"
+    )
+    write("", f"{manifest['model']['name']} on {_data(result)}{start}")
+    _console().print(table)
+    orders = ", ".join(sorted({norm_name(row["p"]) for row in rows}))
+    write(
+        f"mean over {manifest['clean']['count']:,} samples, against {reference[manifest['reference']]}; {orders} norm; "
+        f"lower is stronger; input PSNR at eps = {number(shown[-1])}: {decibels(min(small))} or more; "
+        "passes: through the network and its derivatives, mean a sample"
+    )
+
+
+def _show_fooling(result: RunResult) -> None:
     name = result.manifest["model"]["name"]
     transfer = result.manifest.get("transfer", {}).get("attack")
     rows = [
@@ -173,7 +212,7 @@ def show_catalogue(title: str, heads: tuple[str, ...], rows: Sequence[tuple[str,
 def show_card(card: dict[str, Any]) -> None:
     """Print what is known of trained weights."""
     rows = [(key.replace("_", " "), str(value)) for key, value in card.items() if not isinstance(value, dict)]
-    show_catalogue(f"{card['network']}: test error {100 * card['test_error']:.2f} %", ("entry", "value"), rows)
+    show_catalogue(f"{card['network']}: test error {error_text(card['network'], card)}", ("entry", "value"), rows)
 
 
 def _console() -> Console:

@@ -20,14 +20,18 @@ __all__ = [
     "Device",
     "Dtype",
     "Eps",
+    "Groups",
+    "K",
     "Limit",
     "Model",
     "Out",
     "Overwrite",
     "P",
     "Seed",
+    "SomeAttacks",
     "Steps",
     "Surrogates",
+    "Target",
     "Task",
     "Transfer",
     "Weights",
@@ -47,6 +51,10 @@ Weights = Annotated[str | None, _option("Weights, .safetensors or .pt; default: 
 Data = Annotated[str | None, _option("Data set or a path to images, .npz or .pt; default: the network's.", "NAME|PATH")]
 DataRoot = Annotated[str | None, _option("Folder of the data sets; default: EPSBALL_DATA, else the cache.", "DIR")]
 Attacks = Annotated[str, _option("Attacks, separated by commas; `epsball list attacks` names them.", "A,B")]
+SomeAttacks = Annotated[
+    str | None,
+    _option("Attacks, separated by commas; `epsball list attacks` names them; default: a few for the task.", "A,B"),
+]
 Eps = Annotated[str | None, _option("Budgets in units of x, increasing: 0.1 of [0, 1], never of 255.", "E1,E2")]
 P = Annotated[str, _option("Norm order from 1 to inf.")]
 Steps = Annotated[int | None, _option("Steps of the attacks whose name leaves them open.")]
@@ -62,7 +70,17 @@ Surrogates = Annotated[str | None, _option("Networks that `ensemble` is crafted 
 Transfer = Annotated[
     bool, typer.Option("--transfer", help="Also craft one attack on each network and judge it on all of them.")
 ]
-Task = Annotated[str, _option("Kind of model: classification.")]
+Task = Annotated[str | None, _option("classification or regression; default: the network's.", "TASK")]
+Target = Annotated[
+    str | None,
+    _option(
+        "Reference output y of a regression run: input (y = x, for autoencoders), output (y := f(x), where no truth is "
+        "known), data (y of the file); default: data where it has y, else input for autoencoders, else output.",
+        "input|output|data",
+    ),
+]
+Groups = Annotated[str, _option("What group attacks change: pixels, patches:SIZE or channels.", "GROUPS")]
+K = Annotated[int, _option("How many groups a group attack changes, in each of its steps.")]
 
 
 def names(text: str | None) -> tuple[str, ...]:

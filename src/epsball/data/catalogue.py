@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from epsball.data import digits, folder, mnist, tensors
+from epsball.data import cifar10, digits, folder, mnist, tensors
 from epsball.data.dataset import Dataset
 from epsball.errors import InputError, unknown_name
 
@@ -32,6 +32,7 @@ CATALOGUE: dict[str, Entry] = {
             "digits", "1,797 handwritten digits, 8x8 grey, bundled with scikit-learn", ("train", "test"), digits.load
         ),
         Entry("mnist", "70,000 handwritten digits, 28x28 grey, official files", ("train", "test"), mnist.load),
+        Entry("cifar10", "60,000 colour images, 32x32, ten classes, official files", ("train", "test"), cifar10.load),
     )
 }
 SUFFIXES = (".npz", ".pt", ".pth")

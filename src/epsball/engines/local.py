@@ -5,26 +5,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from epsball.attack import Attack
-from epsball.errors import Status
+from epsball.engines import columns
+from epsball.engines.columns import STATUSES, Array, as_array
 from epsball.metrics.fooling import sweep
-from epsball.metrics.psnr import psnr
-from epsball.objectives import as_objective, two_class
-from epsball.result import AttackResult
-from epsball.target_model import TargetModel
-from epsball.tensors import norm
 
-__all__ = ["STATUSES", "Chunk", "Job", "Kept", "Outcome", "Work", "run"]
+__all__ = ["STATUSES", "Array", "Chunk", "Job", "Kept", "Outcome", "Regression", "Work", "run"]
 
-Array = np.ndarray[Any, Any]
-STATUSES = tuple(status.name for status in Status)
-_CODE = {status: code for code, status in enumerate(Status)}
+# What is kept of perturbed inputs, by task.
+CLASSIFIED = ("perturbed", "success", "norm", "prediction")
+REGRESSED = ("perturbed", "output", "gain", "psnr_in", "psnr_out")
 
 
 @dataclass(frozen=True)
@@ -46,11 +40,28 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Work:
-    """What all jobs share: models by name, samples on the CPU, and the predictions of each model on them.
+class Regression:
+    """What a regression run measures against; the reference outputs y (N, *O) are the work's target.
 
-    eps: the grid; empty where every attack is minimal-norm, then each runs without a limit and has one chunk at inf.
-    keep: the budgets whose perturbed inputs the caller wants to see before they are dropped.
+    given: whether attacks are told y; if not, y := f(x) is for them to compute. output: f(x), (N, *O). error:
+    ‖f(x) - y‖², quality: the PSNR of (y, f(x)), both (N,). peak: the range of y that output PSNR refers to.
+    """
+
+    given: bool
+    output: Tensor
+    error: Tensor
+    quality: Tensor
+    peak: float
+
+
+@dataclass(frozen=True)
+class Work:
+    """What all jobs share: models by name, samples on the CPU, and what each model says of them.
+
+    target: class indices (N,), or reference outputs (N, *O) of a regression run. clean: the predictions of each
+    classifier; regression: what stands in their place. eps: the grid; empty where every attack is minimal-norm, then
+    each runs without a limit and has one chunk at inf. keep: the budgets whose perturbed inputs the caller wants to see
+    before they are dropped.
     """
 
     models: Mapping[str, nn.Module]
@@ -63,6 +74,7 @@ class Work:
     seed: int
     device: torch.device
     peak: float
+    regression: Regression | None = None
 
 
 @dataclass(frozen=True)
@@ -84,12 +96,9 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Kept:
-    """The perturbed inputs of one batch at one eps, judged by the model under attack."""
+    """What one attack made of one batch at one eps, by name, with one entry a sample: `CLASSIFIED` or `REGRESSED`."""
 
-    perturbed: Array
-    prediction: Array
-    success: Array
-    norm: Array
+    arrays: dict[str, Array]
 
 
 @dataclass(frozen=True)
@@ -111,73 +120,34 @@ def _do(job: Job, work: Work) -> Outcome:
     x = work.x[job.rows].to(work.device)
     target = work.target[job.rows].to(work.device)
     ids = work.sample_id[job.rows]
+    known = target if work.regression is None or work.regression.given else None
+    model = work.models[job.model]
     if work.eps:
-        found = sweep(job.attack, work.models[job.model], x, target, work.eps, seed=work.seed, sample_id=ids)
+        found = sweep(job.attack, model, x, known, work.eps, seed=work.seed, sample_id=ids)
     else:
-        free = job.attack.with_eps(math.inf)(work.models[job.model], x, target, seed=work.seed, sample_id=ids)
+        free = job.attack.with_eps(math.inf)(model, x, known, seed=work.seed, sample_id=ids)
         found = [(math.inf, free, free.success)]
     chunks, kept = [], {}
     for eps, result, success in found:
-        shared, own = _measured(job, work, x, result), _own(result, success)
+        shared = columns.measured(x, result, work.peak) | {"sample_id": ids}
+        if work.regression is None:
+            shared["target"] = target
+            own = columns.classified(result, success)
+        else:
+            error = work.regression.error[job.rows].to(work.device)
+            own = columns.regressed(result, target, error, work.regression.peak)
         for judge in job.judged_on:
-            seen = own if judge == job.model else _judged(job, work.models[judge], target, result)
-            chunks.append(_chunk(job, judge, eps, shared | seen | {"clean_prediction": work.clean[judge][job.rows]}))
+            seen = own if judge == job.model else columns.transferred(job.attack, work.models[judge], target, result)
+            if work.regression is None:
+                seen = seen | {"clean_prediction": work.clean[judge][job.rows]}
+            chunks.append(_chunk(job, judge, eps, shared | seen))
         if job.main and eps in work.keep:
-            kept[eps] = Kept(*map(_array, (result.perturbed, own["prediction"], success, result.norm)))
+            values = {"perturbed": result.perturbed, "output": result.outputs} | shared | own
+            kept[eps] = Kept({name: as_array(values[name]) for name in (REGRESSED if work.regression else CLASSIFIED)})
     return Outcome(job, tuple(chunks), kept)
 
 
-def _measured(job: Job, work: Work, x: Tensor, result: AttackResult) -> dict[str, Tensor]:
-    """Return the columns that do not depend on who judges."""
-    eta, rows = result.perturbation, job.rows
-    return {
-        "sample_id": work.sample_id[rows],
-        "target": work.target[rows],
-        "norm": result.norm,
-        "norm_l1": norm(eta, 1.0),
-        "norm_l2": norm(eta, 2.0),
-        "norm_linf": norm(eta, math.inf),
-        "psnr_in": psnr(x, result.perturbed, work.peak),
-        "forwards": result.forwards,
-        "backwards": result.backwards,
-        "seconds": torch.full((len(x),), result.seconds / len(x), dtype=torch.float64),
-    }
-
-
-def _own(result: AttackResult, success: Tensor) -> dict[str, Tensor]:
-    """Return what the model under attack says; a minimal-norm success outside eps is beyond it."""
-    codes = torch.tensor([_CODE[status] for status in result.status])
-    beyond = (result.success & ~success).cpu()
-    return {
-        "prediction": two_class(result.outputs).argmax(1),
-        "success": success,
-        "gain": result.gain,
-        "status": torch.where(beyond, _CODE[Status.BEYOND], codes),
-    }
-
-
-def _judged(job: Job, model: nn.Module, target: Tensor, result: AttackResult) -> dict[str, Tensor]:
-    """Return what another model says of inputs that were crafted elsewhere."""
-    objective = as_objective(job.attack.objective)
-    with TargetModel(model) as judge, torch.no_grad():
-        outputs = two_class(judge(result.perturbed))
-        gain, success = objective.gain(outputs, target), objective.success(outputs, target)
-    outside = result.having(Status.CONSTRAINT_VIOLATED)
-    success = success & ~outside
-    ended = torch.where(success, _CODE[Status.SUCCESS], _CODE[Status.STANDS])
-    return {
-        "prediction": outputs.argmax(1),
-        "success": success,
-        "gain": gain,
-        "status": torch.where(outside, _CODE[Status.CONSTRAINT_VIOLATED], ended),
-    }
-
-
-def _chunk(job: Job, judge: str, eps: float, columns: dict[str, Tensor]) -> Chunk:
+def _chunk(job: Job, judge: str, eps: float, values: dict[str, Tensor]) -> Chunk:
     p = float(getattr(job.attack.constraint, "p", math.inf))  # groups limit every entry: the norm is ℓ∞
-    arrays = {name: _array(values) for name, values in columns.items()}
+    arrays = {name: as_array(column) for name, column in values.items()}
     return Chunk(job.name, job.crafted_on, judge, p, job.attack.schedule.steps, eps, job.main, arrays)
-
-
-def _array(values: Tensor) -> Array:
-    return values.detach().cpu().numpy()

@@ -10,7 +10,7 @@ from typing import Self
 
 import numpy as np
 
-from epsball.engines.local import Array, Kept, Outcome, Work
+from epsball.engines.local import Array, Outcome, Work
 from epsball.experiments.grid import within
 from epsball.experiments.storage import Archive
 
@@ -21,53 +21,50 @@ COUNT = 8
 
 @dataclass
 class Examples:
-    """A few correctly classified samples, of different classes as far as there are, and what each attack made of them.
+    """A few samples and what each attack made of them: correctly classified ones, as different as labels can tell.
 
     positions: increasing, within the run's samples. eps: at which they are shown, inf for attacks without a limit.
     """
 
     positions: Array
     eps: float
-    kept: dict[str, list[Kept]] = field(default_factory=dict)
+    kept: dict[str, list[dict[str, Array]]] = field(default_factory=dict)
 
     @classmethod
-    def choose(cls, target: Array, clean: Array, eps: float) -> Examples:
-        """Choose the first correctly classified sample of each class, then further ones up to the count."""
-        correct = np.flatnonzero(clean == target)
-        firsts = correct[np.unique(target[correct], return_index=True)[1]]
-        order = np.concatenate([np.sort(firsts), np.setdiff1d(correct, firsts)])
+    def choose(cls, labels: Array, wanted: Array, eps: float) -> Examples:
+        """Choose the first wanted sample of each label, then further ones up to the count; both (N,), wanted bool."""
+        fit = np.flatnonzero(wanted)
+        firsts = fit[np.unique(labels[fit], return_index=True)[1]]
+        order = np.concatenate([np.sort(firsts), np.setdiff1d(fit, firsts)])
         return cls(np.sort(order[:COUNT]), eps)
 
     def take(self, outcome: Outcome) -> None:
         """Keep the examples of one batch; batches of an attack come in order."""
-        kept, rows = outcome.kept[self.eps], outcome.job.rows
+        arrays, rows = outcome.kept[self.eps].arrays, outcome.job.rows
         index = self.positions[(self.positions >= rows.start) & (self.positions < rows.stop)] - rows.start
-        part = Kept(kept.perturbed[index], kept.prediction[index], kept.success[index], kept.norm[index])
-        self.kept.setdefault(outcome.job.name, []).append(part)
+        self.kept.setdefault(outcome.job.name, []).append({name: array[index] for name, array in arrays.items()})
 
-    def arrays(self, work: Work, clean: Array, eps: float) -> Iterator[tuple[str, Array]]:
+    def arrays(self, work: Work, eps: float) -> Iterator[tuple[str, Array]]:
         """Yield the arrays of examples.npz; eps: the budget within which a perturbation without a limit counts."""
-        for name, values in (("sample_id", work.sample_id), ("x", work.x), ("target", work.target)):
-            yield name, values.numpy()[self.positions]
-        yield "clean_prediction", clean[self.positions]
+        for name, values in _given(work).items():
+            yield name, values[self.positions]
         yield "example_eps", np.asarray(eps, dtype=np.float64)
-        for name, parts in self.kept.items():
-            success = np.concatenate([part.success for part in parts])
-            if not work.eps:
-                success = success & within(np.concatenate([part.norm for part in parts]), eps, work.x.dtype)
-            yield f"perturbed/{name}", np.concatenate([part.perturbed for part in parts])
-            yield f"prediction/{name}", np.concatenate([part.prediction for part in parts])
-            yield f"success/{name}", success
+        for attack, parts in self.kept.items():
+            whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            norm = whole.pop("norm", None)
+            if norm is not None and not work.eps:
+                whole["success"] = whole["success"] & within(norm, eps, work.x.dtype)
+            for name, values in whole.items():
+                yield f"{name}/{attack}", values
 
 
 class PerturbedFile:
     """perturbed.npz: every perturbed input at one eps, written batch by batch; whole when the context is left."""
 
-    def __init__(self, path: Path, work: Work, clean: Array, eps: float) -> None:
+    def __init__(self, path: Path, work: Work, eps: float) -> None:
         self._archive, self._eps, self._count = Archive(path), eps, len(work.x)
         self._small: dict[str, list[Array]] = {}
-        shared = {"sample_id": work.sample_id.numpy(), "x": work.x.numpy(), "target": work.target.numpy()}
-        self._archive.write((shared | {"clean_prediction": clean, "eps": np.asarray(eps, np.float64)}).items())
+        self._archive.write((_given(work) | {"eps": np.asarray(eps, np.float64)}).items())
 
     def __enter__(self) -> Self:
         return self
@@ -81,7 +78,18 @@ class PerturbedFile:
 
     def take(self, outcome: Outcome) -> None:
         """Write one batch; batches of an attack come in order, one attack after another."""
-        kept, name = outcome.kept[self._eps], outcome.job.name
-        self._archive.append(f"perturbed/{name}", kept.perturbed, self._count)
-        self._small.setdefault(f"prediction/{name}", []).append(kept.prediction)
-        self._small.setdefault(f"success/{name}", []).append(kept.success)
+        arrays, attack = outcome.kept[self._eps].arrays, outcome.job.name
+        self._archive.append(f"perturbed/{attack}", arrays["perturbed"], self._count)
+        for name in ("prediction", "success", "gain", "psnr_in", "psnr_out"):
+            if name in arrays:
+                self._small.setdefault(f"{name}/{attack}", []).append(arrays[name])
+
+
+def _given(work: Work) -> dict[str, Array]:
+    """Return what is known of every sample without an attack."""
+    given = {"sample_id": work.sample_id.numpy(), "x": work.x.numpy(), "target": work.target.numpy()}
+    if work.regression is None:
+        (own, *_) = work.clean.values()
+        return given | {"clean_prediction": own.numpy()}
+    found = work.regression
+    return given | {"clean_output": found.output.numpy(), "clean_psnr": found.quality.numpy()}

@@ -11,8 +11,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from epsball import networks
 from epsball.attack import Attack
 from epsball.errors import InputError
+from epsball.experiments.tasks import check_attack, check_target, check_task, partition
 from epsball.metrics.fooling import check_grid
 from epsball.recipes import find, recipe
 from epsball.validation import check_bounds, check_count, check_p, check_seed
@@ -35,9 +37,17 @@ class RunConfig:
     attacks      names of the catalogue, in the order of the tables
     eps          increasing budgets; may be left empty where every attack is minimal-norm: then the grid comes from what
                  they find
-    p, steps     of every attack whose recipe leaves them open; steps None: each recipe's own
+    p            the norm order of all attacks: one whose norm is its own (random-l2: 2; random-linf and group attacks:
+                 inf) is refused beside others
+    steps        of every attack whose name and recipe leave it open; None: each recipe's own
+    groups, k    of group attacks: "pixels", "patches:4" or "channels", and how many of them change (a step, where there
+                 are several)
     bounds       "data" for the range of the data set, a pair, or None for no range
     surrogates   networks that `ensemble` is crafted on; transfer: craft one attack on every network, judge on all
+    task         "classification" or "regression"; None, and after construction never: the network's own
+    target       of a regression run, the reference outputs y: "data", "input" (y = x) or "output" (y := f(x)); None:
+                 the data's own where they have some, else the input for a network trained to give it back, else the
+                 output
 
     Raises InputError for whatever can be refused without reading a file.
     """
@@ -59,19 +69,24 @@ class RunConfig:
     dtype: str = "float32"
     surrogates: tuple[str, ...] = ()
     transfer: bool = False
-    task: str = "classification"
+    task: str | None = None
+    target: str | None = None
+    groups: str = "pixels"
+    k: int = 1
 
     def __post_init__(self) -> None:
         """Refuse names, numbers and combinations that cannot be run."""
         if self.command not in COMMANDS:
             raise InputError(f"expected command as one of {', '.join(COMMANDS)}, got {self.command!r}.")
-        if self.task != "classification":
-            raise InputError(f"expected task 'classification', the only one so far, got {self.task!r}; leave it out.")
+        spec = networks.spec(self.model)
+        object.__setattr__(self, "task", check_task(self.task, spec, self.command))
+        check_target(self.target, self.regresses)
         if self.dtype not in DTYPES:
             raise InputError(f"expected dtype as {' or '.join(DTYPES)}, got {self.dtype!r}.")
         check_p(self.p)
         check_seed(self.seed)
         check_count("batch_size", self.batch_size)
+        check_count("k", self.k)
         for name in ("steps", "limit"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
@@ -89,6 +104,13 @@ class RunConfig:
         if twice is not None:
             raise InputError(f"expected each attack once, got {twice!r} twice; remove one.")
         rows = [find(name) for name in self.attacks]
+        for name in self.attacks:
+            check_attack(name, self.regresses)
+        if (self.groups, self.k) != ("pixels", 1) and not any(row.family == "groups" for row, _ in rows):
+            raise InputError(
+                f"expected a group attack to use groups={self.groups!r}, k={self.k}, got {', '.join(self.attacks)}; "
+                "leave them out, or add one such as 'linear-pixel-3'."
+            )
         budgeted = [name for name, (row, _) in zip(self.attacks, rows, strict=True) if row.needs_eps]
         if budgeted and not self.eps:
             raise InputError(
@@ -103,6 +125,10 @@ class RunConfig:
             self.compose(name, None, [_unset])
 
     def _check_surrogates(self) -> None:
+        if self.regresses and (self.surrogates or self.transfer):
+            raise InputError(
+                f"expected no surrogates and no transfer for {self.model}: they are for classifiers; leave them out."
+            )
         uses = [name for name in self.attacks if "surrogates" in find(name)[0].options]
         if uses and not self.surrogates:
             raise InputError(f"expected surrogates, the networks that {uses[0]!r} is crafted on, got none.")
@@ -117,6 +143,11 @@ class RunConfig:
             )
         if self.transfer:
             _ = self.transferred
+
+    @property
+    def regresses(self) -> bool:
+        """Whether this is a regression run."""
+        return self.task == "regression"
 
     @property
     def transferred(self) -> str:
@@ -141,6 +172,8 @@ class RunConfig:
         """Compose one of the attacks inside these bounds; its budget is set for each eps later."""
         row, named = find(name)
         options: dict[str, Any] = {"surrogates": list(surrogates)} if "surrogates" in row.options else {}
+        if row.family == "groups":
+            options |= {"groups": partition(self.groups, networks.spec(self.model).input_shape), "k": self.k}
         return recipe(
             name,
             p=self.p,
@@ -157,8 +190,9 @@ class RunConfig:
         if self.command != "demo":
             for field in dataclasses.fields(self):
                 value = getattr(self, field.name)
-                skipped = field.name == "attacks" and self.command == "robustness"
-                if field.name != "command" and value != field.default and not skipped:
+                # The task is the network's own, whether or not it was said.
+                skipped = field.name in ("command", "task") or (self.command, field.name) == ("robustness", "attacks")
+                if not skipped and value != field.default:
                     words += [f"--{field.name.replace('_', '-')}"]
                     words += [] if value is True else [_flag(value)]
         return shlex.join([*words, "--out", "DIR"])

@@ -10,13 +10,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from epsball.attack import Attack
-from epsball.engines.local import STATUSES, Chunk
+from epsball.engines.local import STATUSES, Chunk, Work
 from epsball.experiments.measures import describe
 from epsball.experiments.plan import Plan
 from epsball.metrics import Robustness
+from epsball.metrics.intervals_student import student_interval
 from epsball.recipes import find
 from epsball.solvers import MinNorm, NormConstrained, RandomPoint
 
@@ -24,18 +24,19 @@ __all__ = ["manifest"]
 
 FORMULATIONS = {NormConstrained: "norm-constrained", MinNorm: "minimal-norm", RandomPoint: "random"}
 
+REFERENCES = {"data": "the true output", "input": "the input itself", "output": "what it is without one"}
+
 
 def manifest(
     plan: Plan,
+    work: Work,
     grid: Sequence[float],
     chunks: Sequence[Chunk],
-    clean: Tensor,
     seconds: float,
     measured: Robustness | None,
 ) -> dict[str, Any]:
     """Return the content of manifest.json; infinity is written as "inf", since JSON has none."""
     config, dataset = plan.config, plan.dataset
-    correct = int((clean == plan.target).sum())
     content: dict[str, Any] = {
         "command": config.command_line(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -61,7 +62,7 @@ def manifest(
         "dtype": config.dtype,
         "device": str(plan.device),
         "batch_size": config.batch_size,
-        "clean": {"error": 1.0 - correct / len(dataset), "correct": correct, "count": len(dataset)},
+        "clean": _clean(plan, work),
         "psnr_peak": plan.peak,
         "seconds": round(seconds, 3),
         "versions": _versions(),
@@ -72,6 +73,10 @@ def manifest(
         content["surrogates"] = [surrogate.describe() for surrogate in plan.surrogates]
     if config.transfer:
         content["transfer"] = {"attack": config.transferred, "networks": [config.model, *config.surrogates]}
+    if work.regression is not None:
+        content |= {"reference": plan.reference, "psnr_peak_out": work.regression.peak}
+    if any(find(name)[0].family == "groups" for name in plan.attacks):
+        content["groups"] = {"of": config.groups, "k": config.k}
     if measured is not None:
         content["robustness"] = describe(measured)
     return content
@@ -84,10 +89,33 @@ def _question(plan: Plan) -> str:
     samples = f"the {len(dataset):,} samples of {dataset.name} ({dataset.split})"
     if config.command == "robustness":
         return f"How far, in the l{order} norm{inside} are {samples} from being misclassified by {config.model}?"
+    if config.regresses:
+        return (
+            f"How far does a perturbation of at most eps in the l{order} norm{inside} push the output of "
+            f"{config.model} away from {REFERENCES[plan.reference or 'data']}, for {samples}?"
+        )
     return (
         f"Of those of {samples} that {config.model} classifies correctly, what share is misclassified after a "
         f"perturbation of at most eps in the l{order} norm{inside.rstrip(',')}?"
     )
+
+
+def _clean(plan: Plan, work: Work) -> dict[str, Any]:
+    """Return how good the model is without a perturbation."""
+    count = len(plan.dataset)
+    if work.regression is None:
+        correct = int((work.clean[plan.config.model] == work.target).sum())
+        return {"error": 1.0 - correct / count, "correct": correct, "count": count}
+    error, quality = (student_interval(v.tolist()) for v in (work.regression.error, work.regression.quality))
+    return {"squared_error": _interval(error), "psnr_out": _interval(quality), "count": count}
+
+
+def _interval(values: tuple[float, float, float]) -> dict[str, float | str | None]:
+    """Return a mean and the ends of its interval as strict JSON holds them."""
+    return {
+        name: None if math.isnan(value) else _number(value)
+        for name, value in zip(("value", "low", "high"), values, strict=True)
+    }
 
 
 def _attack(name: str, attack: Attack) -> dict[str, Any]:
@@ -98,6 +126,7 @@ def _attack(name: str, attack: Attack) -> dict[str, Any]:
         "summary": row.summary,
         "reference": row.reference,
         "formulation": FORMULATIONS.get(type(attack.formulation), type(attack.formulation).__name__),
+        "family": row.family,
     }
 
 
@@ -128,7 +157,7 @@ def _versions() -> dict[str, str]:
 
 
 def _number(value: float) -> float | str:
-    return "inf" if value == math.inf else value
+    return str(value) if math.isinf(value) else value
 
 
 def _pair(bounds: tuple[float, float] | None) -> list[float] | None:

@@ -17,9 +17,10 @@ from epsball.attack import Attack
 from epsball.data import Dataset
 from epsball.errors import InputError
 from epsball.experiments.config import RunConfig
+from epsball.metrics.regression import model_outputs
 from epsball.validation import check_bounds_contain, check_class_range
 
-__all__ = ["LoadedModel", "Plan", "prepare"]
+__all__ = ["LoadedModel", "Plan", "prepare", "value_range"]
 
 
 @dataclass(frozen=True)
@@ -48,15 +49,17 @@ class LoadedModel:
 class Plan:
     """A run that can start. x is in the run's type on the CPU; batches move to the device one by one.
 
-    of: how many samples the data set holds, None where the limit kept it from being counted. peak: the range of x that
-    PSNR refers to.
+    of: how many samples the data set holds, None where the limit kept it from being counted. target: class indices
+    (N,), or reference outputs (N, *O), None where they are the model's own. reference: where those of a regression run
+    come from, "data", "input" or "output". peak: the range of x that PSNR refers to.
     """
 
     config: RunConfig
     dataset: Dataset
     of: int | None
     x: torch.Tensor
-    target: torch.Tensor
+    target: torch.Tensor | None
+    reference: str | None
     model: LoadedModel
     surrogates: tuple[LoadedModel, ...]
     bounds: tuple[float, float] | None
@@ -79,7 +82,14 @@ def prepare(config: RunConfig) -> Plan:
     model = _load_model(config.model, config.weights, device, dtype)
     surrogates = tuple(_load_model(name, None, device, dtype) for name in config.surrogates)
     dataset, of = _load_data(config, spec.data)
-    x, target = _classified(dataset, spec, dtype)
+    _check_shape(dataset, spec)
+    x, reference = dataset.x.to(dtype), None
+    target: torch.Tensor | None
+    if config.regresses:
+        target, reference = _reference(dataset, spec, config.target, x)
+        _check_output(model, x, device, target, reference)
+    else:
+        target = _labels(dataset, spec)
     bounds = dataset.bounds if config.bounds == "data" else config.bounds
     check_bounds_contain(x, bounds)
     return Plan(
@@ -88,12 +98,13 @@ def prepare(config: RunConfig) -> Plan:
         of=of,
         x=x,
         target=target,
+        reference=reference,
         model=model,
         surrogates=surrogates,
         bounds=bounds,
         attacks={name: config.compose(name, bounds, [s.module for s in surrogates]) for name in config.attacks},
         device=device,
-        peak=_peak(x, dataset.bounds or bounds),
+        peak=value_range(x, dataset.bounds or bounds),
     )
 
 
@@ -124,14 +135,17 @@ def _load_data(config: RunConfig, default: str) -> tuple[Dataset, int | None]:
     return (whole if config.limit is None else whole.head(config.limit)), len(whole)
 
 
-def _classified(dataset: Dataset, spec: networks.NetworkSpec, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return x and the class indices as the classifier takes them, or say what does not fit."""
+def _check_shape(dataset: Dataset, spec: networks.NetworkSpec) -> None:
     shape = tuple(dataset.x.shape[1:])
     if shape != spec.input_shape:
         raise InputError(
             f"expected samples of shape {spec.input_shape} for {spec.name}, got {shape} in {dataset.name}; use data "
             f"of that shape, such as {spec.data!r}, or another network."
         )
+
+
+def _labels(dataset: Dataset, spec: networks.NetworkSpec) -> torch.Tensor:
+    """Return the class indices as the classifier takes them, or say what does not fit."""
     if dataset.target is None:
         raise InputError(f"expected class labels in {dataset.name}, got none; add y, or class sub-folders.")
     if dataset.target.is_floating_point() or dataset.target.dim() != 1:
@@ -140,10 +154,41 @@ def _classified(dataset: Dataset, spec: networks.NetworkSpec, dtype: torch.dtype
             f"{tuple(dataset.target.shape)}; classification needs integer labels."
         )
     check_class_range(dataset.target, spec.outputs)
-    return dataset.x.to(dtype), dataset.target
+    return dataset.target
 
 
-def _peak(x: torch.Tensor, bounds: tuple[float, float] | None) -> float:
+def _reference(
+    dataset: Dataset, spec: networks.NetworkSpec, asked: str | None, x: torch.Tensor
+) -> tuple[torch.Tensor | None, str]:
+    """Return the reference outputs, None for the model's own, and where they come from."""
+    own = dataset.target if dataset.target is not None and dataset.target.is_floating_point() else None
+    # Labels are no reference outputs; an autoencoder's input is one, since it was trained to give it back.
+    kind = asked or ("data" if own is not None else "input" if spec.recipe.target_is_input else "output")
+    if kind == "data":
+        if own is None:
+            raise InputError(
+                f"expected reference outputs (a floating y) in {dataset.name}, got "
+                f"{'none' if dataset.target is None else 'class labels'}; give --target input or --target output."
+            )
+        return own.to(x.dtype), kind
+    return (x if kind == "input" else None), kind
+
+
+def _check_output(
+    model: LoadedModel, x: torch.Tensor, device: torch.device, target: torch.Tensor | None, reference: str
+) -> None:
+    """Refuse a reference of another shape than the output, from the output of one sample."""
+    shape = tuple(model_outputs(model.module, x[:1].to(device)).shape[1:])
+    if target is not None and tuple(target.shape[1:]) != shape:
+        source = "the input as reference output" if reference == "input" else "reference outputs y"
+        raise InputError(
+            f"expected {source} of the shape {shape} that {model.name} returns, got {tuple(target.shape[1:])}; give "
+            "--target output to measure against the network's own output, or data with a y of that shape."
+        )
+
+
+def value_range(x: torch.Tensor, bounds: tuple[float, float] | None = None) -> float:
+    """Return the length of the range, that of the values where no range is known, 1 where they are all one."""
     lo, hi = bounds if bounds is not None else (float(x.min()), float(x.max()))
     return hi - lo if hi > lo else 1.0
 

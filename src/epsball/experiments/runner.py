@@ -24,8 +24,9 @@ from epsball.experiments.manifest import manifest
 from epsball.experiments.measures import distances_table, measure
 from epsball.experiments.plan import Plan, prepare
 from epsball.experiments.storage import Archive, RunFolder, results_table, write_json, write_table
+from epsball.experiments.work import choose_examples, gather, slices
+from epsball.local_models import Quadratic
 from epsball.metrics import Robustness, first_order_distance
-from epsball.metrics.fooling import batches, predict
 from epsball.objectives import Margin
 
 __all__ = ["Progress", "RunResult", "run"]
@@ -65,17 +66,16 @@ def run(
     plan = prepare(config)
     with folder:
         started = time.perf_counter()
-        work = _work(plan)
-        clean = work.clean[config.model]
+        work = gather(plan)
         middle, largest = (work.eps[len(work.eps) // 2], work.eps[-1]) if work.eps else (math.inf, math.inf)
-        examples = Examples.choose(plan.target.numpy(), clean.numpy(), middle)
+        examples = choose_examples(plan, work, middle)
         with ExitStack() as stack:
             saved = None
             if config.command == "attack":
                 path = folder.path / "perturbed.npz"
-                saved = stack.enter_context(PerturbedFile(path, work, clean.numpy(), largest))
+                saved = stack.enter_context(PerturbedFile(path, work, largest))
             chunks = _attack(plan, work, examples, saved, progress)
-        measured = _measure(plan, chunks, progress) if config.command == "robustness" else None
+        measured = _measure(plan, work, chunks, progress) if config.command == "robustness" else None
         grid = config.eps or distance_grid(chunks)
         if not work.eps:
             chunks = [part for chunk in chunks for part in spread(chunk, grid, work.x.dtype)]
@@ -83,44 +83,15 @@ def run(
         table = results_table(chunks)
         write_table(folder.path / "results.parquet", table)
         with Archive(folder.path / "examples.npz") as archive:
-            archive.write(examples.arrays(work, clean.numpy(), grid[len(grid) // 2]))
+            archive.write(examples.arrays(work, grid[len(grid) // 2]))
         if measured is not None:
-            distances = distances_table(measured, work.sample_id, work.target, clean)
+            distances = distances_table(measured, work.sample_id, work.target, work.clean[config.model])
             write_table(folder.path / "distances.parquet", distances)
-        content = manifest(plan, grid, chunks, clean, time.perf_counter() - started, measured)
+        content = manifest(plan, work, grid, chunks, time.perf_counter() - started, measured)
         write_json(folder.path / "manifest.json", content)
         write_page(folder.path)
         folder.commit()
     return RunResult(folder.out, table, content, measured)
-
-
-def _work(plan: Plan) -> Work:
-    """Gather what all jobs share, with the clean predictions of every judge."""
-    config = plan.config
-    models = {config.model: plan.model.module}
-    if config.transfer:
-        models |= {surrogate.name: surrogate.module for surrogate in plan.surrogates}
-    # The distances of `robustness` come from one run without a limit.
-    eps = () if config.command == "robustness" else config.eps
-    return Work(
-        models=models,
-        x=plan.x,
-        target=plan.target,
-        sample_id=plan.dataset.ids,
-        clean={
-            name: torch.cat([predict(model, plan.x[rows].to(plan.device)).cpu() for rows in _slices(plan)])
-            for name, model in models.items()
-        },
-        eps=eps,
-        keep=frozenset({eps[len(eps) // 2], eps[-1]} if eps else {math.inf}),
-        seed=config.seed,
-        device=plan.device,
-        peak=plan.peak,
-    )
-
-
-def _slices(plan: Plan) -> Iterator[slice]:
-    return batches(len(plan.x), plan.config.batch_size)
 
 
 def _jobs(plan: Plan, work: Work) -> Iterator[Job]:
@@ -128,14 +99,14 @@ def _jobs(plan: Plan, work: Work) -> Iterator[Job]:
     config, own = plan.config, plan.config.model
     for name, attack in plan.attacks.items():
         crafted = "+".join(config.surrogates) if getattr(attack.objective, "surrogates", ()) else own
-        for rows in _slices(plan):
+        for rows in slices(plan):
             yield Job(name, attack, rows, own, crafted, (own,), main=True)
     if config.transfer:
         # An attack that stops at its own model's border spends too little of the budget to transfer.
         attack = config.compose(config.transferred, plan.bounds, [], stop="never")
         for crafted in work.models:
             judges = tuple(judge for judge in work.models if (crafted, judge) != (own, own))
-            for rows in _slices(plan):
+            for rows in slices(plan):
                 yield Job(config.transferred, attack, rows, crafted, crafted, judges)
 
 
@@ -159,10 +130,10 @@ def _attack(
     return chunks
 
 
-def _measure(plan: Plan, chunks: list[Chunk], progress: Progress | None) -> Robustness:
+def _measure(plan: Plan, work: Work, chunks: list[Chunk], progress: Progress | None) -> Robustness:
     r2: list[Tensor] = []
-    for rows in _slices(plan):
-        x, target = plan.x[rows].to(plan.device), plan.target[rows].to(plan.device)
+    for rows in slices(plan):
+        x, target = plan.x[rows].to(plan.device), work.target[rows].to(plan.device)
         r2.append(first_order_distance(plan.model.module, x, target, p=plan.config.p).cpu())
         if progress is not None:
             progress("first-order distance", rows.stop, len(plan.x))
@@ -175,6 +146,8 @@ def _cost(job: Job, work: Work) -> float:
     if not attack.formulation.uses_model:
         return float(grid)
     passes = 6 if attack.objective == Margin("all") else 2
+    if isinstance(attack.local_model, Quadratic):
+        passes = 80
     if not attack.formulation.budgeted:
         return float(passes * min(attack.schedule.steps, 5))
     return float(passes * attack.schedule.steps * grid)

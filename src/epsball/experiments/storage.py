@@ -24,7 +24,9 @@ NAMES = (
     *("results.parquet", "distances.parquet", "examples.npz", "perturbed.npz", "figures", "report.html"),
     "manifest.json",  # the last: it says that the rest is complete
 )
+# These, error_increase and psnr_out belong to one task only: they are null in the other.
 _INTEGERS = ("target", "prediction", "clean_prediction")
+_NUMBERS = ("gain", "error_increase", "norm_l1", "norm_l2", "norm_linf", "psnr_in", "psnr_out")
 
 
 class RunFolder:
@@ -130,7 +132,9 @@ def results_table(chunks: Sequence[Chunk]) -> Any:
         def same(value: Any, kind: Any, count: int = count) -> Any:
             return pa.repeat(pa.scalar(value, kind), count)
 
-        def each(name: str, kind: Any, columns: dict[str, Array] = columns) -> Any:
+        def each(name: str, kind: Any, columns: dict[str, Array] = columns, count: int = count) -> Any:
+            if name not in columns:
+                return pa.nulls(count, kind)
             return pa.array(columns[name].astype(kind.to_pandas_dtype()), kind)
 
         entries = {
@@ -142,11 +146,9 @@ def results_table(chunks: Sequence[Chunk]) -> Any:
             **{name: each(name, integer) for name in _INTEGERS},
             "success": pa.array(columns["success"]),
             "status": pa.array(STATUSES, text).take(pa.array(columns["status"])),
-            "gain": each("gain", number),
-            **{name: each(name, number) for name in ("norm_l1", "norm_l2", "norm_linf", "psnr_in")},
-            "psnr_out": pa.nulls(count, number),  # the paper's output PSNR belongs to regression
-            "forwards": each("forwards", whole),
-            "backwards": each("backwards", whole),
+            "exact": pa.array(columns["exact"]),
+            **{name: each(name, number) for name in _NUMBERS},
+            **{name: each(name, whole) for name in ("forwards", "backwards", "jvps")},
             "seconds": each("seconds", number),
             "crafted_on": same(crafted_on, text),
             "judged_on": same(judged_on, text),

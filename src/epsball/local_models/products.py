@@ -24,16 +24,21 @@ class Products:
 
     double-backward: one forward pass keeps its graph, and so does one backward pass at a dummy w; Jᵀw is then one
     backward pass through the first, Ju one through the second, which is linear in w. forward-mode: Ju with dual
-    numbers, one more forward pass each. auto: double-backward; where a layer has no second derivative (fused attention)
-    the same with plain attention, and where that fails too, forward-mode. `extra` says how many forward passes a Ju
-    costs besides.
+    numbers, one more forward pass each, with plain attention. auto: double-backward; where a layer has no second
+    derivative (fused attention) the same with plain attention, and where that fails too, forward-mode. `extra` says
+    how many forward passes a Ju costs besides, `linearised` how often the model was linearised so far: once, and
+    once more for each way that failed.
     """
 
     def __init__(self, model: Callable[[Tensor], Tensor], point: Tensor, method: Method, *, batched: bool) -> None:
         self._model, self._point, self._batched = model, point.detach(), batched
         self._method: Method = "double-backward" if method == "auto" else method
         self._fallback = method == "auto"
-        self.plain_attention = False
+        self.plain_attention = method == "forward-mode"
+        self.linearised = 0
+        self._checked = False
+        self._known: tuple[Tensor, Tensor] | None = None  # some w and Jᵀw
+        self.outputs = self._leaf = self._point
         self._linearise()
 
     @property
@@ -49,20 +54,29 @@ class Products:
     def jvp(self, u: Tensor) -> Tensor:
         """Compute Ju, (B, M) -> (B, K)."""
         try:
-            return self._jvp(u)
+            found = self._jvp(u)
         except (RuntimeError, NotImplementedError) as error:
             self._fall_back(error)
             return self.jvp(u)
+        if not self._checked and not self._adjoint_to(u, found):
+            self._fall_back(RuntimeError("its backward pass cannot be differentiated"))
+            return self.jvp(u)
+        self._checked = True
+        return found
 
     def vjp(self, w: Tensor) -> Tensor:
         """Compute Jᵀw, (B, K) -> (B, M)."""
         (found,) = torch.autograd.grad(
             self.outputs, self._leaf, w.view_as(self.outputs), retain_graph=True, allow_unused=True
         )
-        return torch.zeros_like(self._point).flatten(1) if found is None else found.detach().flatten(1)
+        found = torch.zeros_like(self._point).flatten(1) if found is None else found.detach().flatten(1)
+        self._known = self._known or (w, found)
+        return found
 
     def jvps(self, u: Tensor) -> Tensor:
         """Compute J times n vectors a sample, (n, B, M) -> (n, B, K)."""
+        if not self._checked and len(u):
+            self.jvp(u[0])
         if self._batched and self._method == "double-backward" and len(u) > 1:
             try:
                 (found,) = torch.autograd.grad(
@@ -87,6 +101,8 @@ class Products:
 
     @torch.enable_grad()
     def _linearise(self) -> None:
+        self.linearised += 1
+        self._checked, self._known = self._method == "forward-mode", None
         with self._attention():
             self._leaf = self._point.clone().requires_grad_()
             self.outputs = self._model(self._leaf)
@@ -113,6 +129,20 @@ class Products:
         (found,) = torch.autograd.grad(self._adjoint, self._dummy, u, retain_graph=True, allow_unused=True)
         return (torch.zeros_like(self.outputs) if found is None else found).detach().flatten(1)
 
+    def _adjoint_to(self, u: Tensor, image: Tensor) -> bool:
+        """Tell whether ⟨w, Ju⟩ = ⟨Jᵀw, u⟩ for some w.
+
+        Autograd takes what a backward pass computes outside it, in NumPy or once_differentiable, for a constant.
+        """
+        if self._known is None:
+            w = torch.randn(image.shape, generator=torch.Generator().manual_seed(0)).to(image)
+            self._known = w, self.vjp(w)
+        w, pulled = self._known
+        gap = ((w * image).sum(1) - (pulled * u).sum(1)).abs()
+        lengths = [torch.linalg.vector_norm(v, dim=1) for v in (w, image, pulled, u)]
+        tolerance = 10.0 * torch.finfo(self.outputs.dtype).eps ** 0.5
+        return not bool((gap > tolerance * (lengths[0] * lengths[1] + lengths[2] * lengths[3])).any())
+
     def _attention(self) -> AbstractContextManager[None]:
         if not self.plain_attention:
             return nullcontext()
@@ -126,9 +156,9 @@ class Products:
         if isinstance(error, torch.OutOfMemoryError):
             raise error
         if self._fallback and self._method == "double-backward":
-            self.plain_attention, self._method = (
-                (True, self._method) if not self.plain_attention else (False, "forward-mode")
-            )
+            if self.plain_attention:
+                self._method = "forward-mode"
+            self.plain_attention = True
             self._batched = False
             self._linearise()
             return

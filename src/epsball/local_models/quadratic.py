@@ -30,10 +30,11 @@ class GaussNewton:
         self._products = Products(model, point, options.products, batched=batched)
         self.outputs = self._products.outputs.detach()
         self.residual = (self.outputs - target).flatten(1)
-        self._shift: Tensor | None = None
         self._gradient: Tensor | None = None
         self._probe: Tensor | None = None
-        self._reset(forwards=1)
+        self._linearised = self._products.linearised
+        self._told: frozenset[str] = frozenset()  # which of the two are counted already
+        self._reset(1)
 
     @property
     def entries(self) -> tuple[int, int]:
@@ -42,8 +43,9 @@ class GaussNewton:
 
     def jvp(self, u: Tensor, active: Tensor | None = None) -> Tensor:
         """Compute Ju, (B, M) -> (B, K), counted for the samples that are `active`, (B,) bool, all by default."""
+        found = self._products.jvp(u)
         self._count(1, 0, active)
-        return self._products.jvp(u)
+        return found
 
     def vjp(self, w: Tensor, active: Tensor | None = None) -> Tensor:
         """Compute Jᵀw, (B, K) -> (B, M)."""
@@ -52,8 +54,9 @@ class GaussNewton:
 
     def jvps(self, u: Tensor, active: Tensor | None = None) -> Tensor:
         """Compute J times n vectors a sample, (n, B, M) -> (n, B, K)."""
+        found = self._products.jvps(u)
         self._count(len(u), 0, active)
-        return self._products.jvps(u)
+        return found
 
     def vjps(self, w: Tensor, active: Tensor | None = None) -> Tensor:
         """Compute Jᵀ times n vectors a sample, (n, B, K) -> (n, B, M)."""
@@ -63,7 +66,7 @@ class GaussNewton:
     def gradient(self) -> Tensor:
         """Compute Jᵀr, half the gradient at δ = 0; (B, M). One product, none where the residual is zero."""
         moved = (self.residual != 0).any(1)
-        self._count(0, 1, moved)
+        self._count_once("gradient", moved)
         if self._gradient is None:
             self._gradient = (
                 self._products.vjp(self.residual) if bool(moved.any()) else torch.zeros_like(self.point.flatten(1))
@@ -72,7 +75,7 @@ class GaussNewton:
 
     def probe(self) -> Tensor:
         """Compute Jᵀw for one fixed dense w, (B, M): zero only where J is, and rich in its leading directions."""
-        self._count(0, 1, None)
+        self._count_once("probe", None)
         if self._probe is None:
             generator = torch.Generator().manual_seed(0)
             w = torch.randn(self.residual.shape[1], generator=generator, dtype=torch.float64)
@@ -93,7 +96,7 @@ class GaussNewton:
     def around(self, offset: Tensor) -> GaussNewton:
         """Return the same model with δ counted from the point minus offset (B, *S): r becomes r - J offset."""
         moved = self.recounted()
-        moved._counts = self._counts
+        moved._counts, moved._told = self._counts, self._told - {"gradient"}
         moved.residual = self.residual - self.jvp(offset.flatten(1))
         moved._gradient = None
         return moved
@@ -105,20 +108,22 @@ class GaussNewton:
         for name in ("_gradient", "_probe"):
             known = getattr(self, name)
             setattr(kept, name, None if known is None else known[index])
-        kept._reset(forwards=0)
+        kept._told = self._told
+        kept._reset(0)
         return kept
 
     def recounted(self) -> GaussNewton:
         """Return the same model with counts of its own, those of a model just made."""
         copy = object.__new__(GaussNewton)
         copy.__dict__.update(self.__dict__)
-        copy._reset(forwards=1)
+        copy._told = frozenset()
+        copy._reset(1)
         return copy
 
     def spent(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the forward passes, Jᵀw and Ju of each sample since this was last asked; (B,) int64 each."""
         counts = self._counts
-        self._reset(forwards=0)
+        self._reset(0)
         return counts[0], counts[1], counts[2]
 
     def also_spent(self, index: Tensor, other: GaussNewton) -> None:
@@ -169,12 +174,26 @@ class GaussNewton:
         rows = torch.nn.functional.one_hot(number, count).to(self.point.dtype)
         return rows[:, None].expand(-1, len(self.point), -1)
 
-    def _reset(self, forwards: int) -> None:
+    def _reset(self, linearised: int) -> None:
         self._counts = torch.zeros(3, len(self.point), dtype=torch.int64, device=self.point.device)
-        self._counts[0] = forwards
+        self._count_linearised(linearised)
+
+    def _count_linearised(self, times: int) -> None:
+        self._counts[0] += times
+        if self._products.method == "double-backward":
+            self._counts[1] += times  # the backward pass whose graph gives Ju
+
+    def _count_once(self, name: str, active: Tensor | None) -> None:
+        """Count a Jᵀw that is kept: once a run, also where an earlier run has made it."""
+        if name not in self._told:
+            self._count(0, 1, active)
+            self._told |= {name}
 
     def _count(self, jvps: int, vjps: int, active: Tensor | None) -> None:
         once = 1 if active is None else active.to(torch.int64)
+        if self._products.linearised > self._linearised:  # a layer refused, and the products are made in another way
+            self._count_linearised(self._products.linearised - self._linearised)
+            self._linearised = self._products.linearised
         if jvps:
             self._counts[2] += jvps * once
             self._counts[0] += self._products.extra * jvps * once

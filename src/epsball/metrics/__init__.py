@@ -3,5 +3,16 @@
 from epsball.metrics.distance import Robustness, first_order_distance, robustness
 from epsball.metrics.fooling import FoolingCurve, fooling_curve, sweep
 from epsball.metrics.psnr import psnr
+from epsball.metrics.regression import PsnrCurve, psnr_curve
 
-__all__ = ["FoolingCurve", "Robustness", "first_order_distance", "fooling_curve", "psnr", "robustness", "sweep"]
+__all__ = [
+    "FoolingCurve",
+    "PsnrCurve",
+    "Robustness",
+    "first_order_distance",
+    "fooling_curve",
+    "psnr",
+    "psnr_curve",
+    "robustness",
+    "sweep",
+]

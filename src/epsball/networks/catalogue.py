@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from epsball.errors import InputError, unknown_name
-from epsball.networks import fcnn, lenet5
+from epsball.networks import autoencoders, fcnn, lenet5
 from epsball.networks.spec import NetworkSpec
 from epsball.networks.storage import card_path, fill, read_card, read_tensors
 
@@ -18,7 +18,16 @@ __all__ = ["CATALOGUE", "build", "card", "load", "names", "shipped", "spec"]
 
 # A new network is one file with its module and its spec, and one row here.
 CATALOGUE: dict[str, NetworkSpec] = {
-    row.name: row for row in (fcnn.DIGITS_FCNN, lenet5.DIGITS_CNN, fcnn.MNIST_FCNN, lenet5.MNIST_LENET5)
+    row.name: row
+    for row in (
+        fcnn.DIGITS_FCNN,
+        lenet5.DIGITS_CNN,
+        autoencoders.DIGITS_AUTOENCODER,
+        fcnn.MNIST_FCNN,
+        lenet5.MNIST_LENET5,
+        autoencoders.MNIST_AUTOENCODER,
+        autoencoders.CIFAR10_AUTOENCODER,
+    )
 }
 
 

@@ -36,7 +36,7 @@ class NetworkSpec:
 
     data         the data set it is trained on, a name in `epsball.data`
     input_shape  S, without the batch dimension, in the data's units: pixels in [0, 1] go in directly
-    outputs      number of outputs K: logits of a classifier
+    outputs      number of outputs K: logits of a classifier, all values of a regression model's output
     reference    where the architecture is described
     build        returns the module with fresh weights, drawn from PyTorch's global generator
     """
@@ -50,3 +50,8 @@ class NetworkSpec:
     reference: str
     build: Callable[[], nn.Module]
     recipe: TrainingRecipe
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """The shape of one sample's output: that of the input for an autoencoder, else (K,)."""
+        return self.input_shape if self.recipe.target_is_input else (self.outputs,)

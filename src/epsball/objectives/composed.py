@@ -26,6 +26,11 @@ class ByTarget(Objective):
     classification: Objective = field(default_factory=lambda: Margin("runner-up"))
     regression: Objective = field(default_factory=SquaredError)
 
+    @property
+    def needs_clean(self) -> bool:
+        """Whether one of the two needs the outputs at the unperturbed input."""
+        return self.classification.needs_clean or self.regression.needs_clean
+
     def resolve(self, outputs: Tensor, target: Tensor | None) -> Objective:
         """Choose by the target's type and shape."""
         labels = isinstance(target, Tensor) and target.dim() == 1 and not target.is_floating_point()

@@ -70,13 +70,15 @@ def distance_answer(found: DistanceHistogram, unit: str = "samples") -> str:
     return f"{lead} of {norm_name(found.p)} norm {number(found.median)} or less that makes the answer wrong."
 
 
-def explain_eps(p: float, eps: float, bounds: tuple[float, float] | None, image: bool) -> str:
-    """Say in everyday words what a budget of this size in this norm allows."""
+def explain_eps(p: float, eps: float, bounds: tuple[float, float] | None, image: bool, groups: str = "") -> str:
+    """Say in everyday words what a budget of this size in this norm allows; groups: what an attack changes few of."""
     if not math.isfinite(eps):
         return "eps is the largest perturbation allowed; here there was none."
     entry = "pixel value" if image else "input value"
     scale = f"{number(bounds[0])} to {number(bounds[1])}" if bounds else ""
     size, on = number(eps), f", on a scale from {scale}" if scale else ""
+    if groups:
+        return f"eps = {size} means that a few {groups} may be changed, no value in them by more than {size}{on}."
     if math.isinf(p):
         return f"eps = {size} means that every {entry} may be changed, none of them by more than {size}{on}."
     each = f"; each {entry} runs from {scale}" if scale else ""

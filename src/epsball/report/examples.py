@@ -17,7 +17,7 @@ from epsball.errors import InputError, unknown_name
 from epsball.report.style import INK, MUTED, PALETTE, new_figure, tidy
 from epsball.report.text import lines, number, printable
 
-__all__ = ["Attacked", "ExampleGrid", "png"]
+__all__ = ["Attacked", "ExampleGrid", "limits_of", "load_arrays", "png"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +64,7 @@ class ExampleGrid:
         p: the norm in which eps is meant. limit: at most so many samples. Raises InputError for a file that is absent
         or damaged, for arrays that do not fit together, and for an attack that the file does not hold.
         """
-        arrays = _load(Path(path))
+        arrays = load_arrays(Path(path))
         stored = [name.removeprefix("perturbed/") for name in arrays if name.startswith("perturbed/")]
         for name in attacks or ():
             if name not in stored:
@@ -96,7 +96,7 @@ class ExampleGrid:
             clean_prediction=rows("clean_prediction", np.int64),
             eps=float(np.ravel(arrays["example_eps"])[0]) if arrays.get("example_eps", x[:0]).size else math.nan,
             classes=tuple(printable(name) for name in classes),
-            limits=_limits(x, bounds),
+            limits=limits_of(x, bounds),
             p=p,
         )
 
@@ -237,7 +237,8 @@ def png(picture: NDArray[np.uint8]) -> bytes:
     return buffer.getvalue()
 
 
-def _load(path: Path) -> dict[str, NDArray[Any]]:
+def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
+    """Read an .npz file of plain arrays; InputError if it is absent or damaged."""
     import zipfile
     import zlib
 
@@ -256,7 +257,8 @@ def _take(arrays: dict[str, NDArray[Any]], key: str, path: Any) -> NDArray[Any]:
     return arrays[key]
 
 
-def _limits(x: NDArray[np.float64], bounds: Sequence[float] | None) -> tuple[float, float]:
+def limits_of(x: NDArray[np.float64], bounds: Sequence[float] | None) -> tuple[float, float]:
+    """Return the range to show: the bounds where they are sound, [0, 1] where that holds x, else that of x."""
     if bounds is not None:
         try:
             low, high = (float(end) for end in bounds)

@@ -98,6 +98,14 @@ class Manifest:
         keys = ("name", "steps", "summary", "formulation", "reference")
         return [{key: "" if row.get(key) is None else printable(row[key]) for key in keys} for row in named]
 
+    def groups(self, attack: str) -> str:
+        """Name what a group attack changes few of, such as "pixels"; "" for other attacks."""
+        rows = self.content.get("attacks")
+        named = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
+        if not any(row.get("name") == attack and row.get("family") == "groups" for row in named):
+            return ""
+        return self.text("of", "groups").partition(":")[0] or "groups"
+
     @property
     def minimal(self) -> list[str]:
         """The names of the minimal-norm attacks, which are run once, without a budget."""
@@ -142,6 +150,13 @@ class Manifest:
         seconds = self.content.get("seconds")
         facts = [
             ("Task", self.text("task")),
+            (
+                "Reference output",
+                {"input": "the input (y = x)", "output": "the model's own (y := f(x))", "data": "that of the data"}.get(
+                    self.text("reference"), ""
+                ),
+            ),
+            ("Groups", f"{self.text('k', 'groups')} × {self.text('of', 'groups')}" if self.part("groups") else ""),
             ("Valid range of x", f"{number(bounds[0])} to {number(bounds[1])}" if bounds else within),
             ("Seed", self.text("seed")),
             ("Number format", self.text("dtype").removeprefix("torch.")),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from epsball.data.optional import require
 from epsball.errors import InputError
 
-__all__ = ["COLUMNS", "NORMS", "Columns", "read_manifest", "read_results"]
+__all__ = ["COLUMNS", "NORMS", "Columns", "is_regression", "read_manifest", "read_results"]
 
 TEXT = ("attack", "crafted_on", "judged_on", "status")
 NUMBERS = (
@@ -23,6 +23,8 @@ NUMBERS = (
     *("norm_l1", "norm_l2", "norm_linf", "forwards", "backwards", "seconds"),
 )
 COLUMNS = TEXT + NUMBERS
+# Of regression runs, or not yet there in the runs of earlier versions: NaN, and no passes, where a table has none.
+OPTIONAL = ("psnr_in", "psnr_out", "error_increase", "exact", "jvps")
 # The norm that a row reports in its own p; another p has no column of its own.
 NORMS = {1.0: "norm_l1", 2.0: "norm_l2", float("inf"): "norm_linf"}
 
@@ -53,6 +55,11 @@ class Columns:
                 f"{', '.join(missing)}; give the results.parquet of an epsball run."
             )
         numbers = {name: _number(table[name]) for name in NUMBERS}
+        numbers |= {
+            name: _number(table[name]) if name in table.column_names else np.full(len(table), np.nan)
+            for name in OPTIONAL
+        }
+        numbers["jvps"] = np.nan_to_num(numbers["jvps"])
         text = {name: _text(table[name]) for name in TEXT}
         # No budget at all may be written as infinity or as nothing.
         numbers["eps"] = np.where(np.isnan(numbers["eps"]), np.inf, numbers["eps"])
@@ -114,6 +121,13 @@ def _text(column: Any) -> tuple[NDArray[np.int64], list[str]]:
         return np.zeros(0, dtype=np.int64), []
     encoded = chunk.chunk(0).dictionary_encode()
     return np.asarray(encoded.indices, dtype=np.int64), encoded.dictionary.to_pylist()
+
+
+def is_regression(table: Any, manifest: Mapping[str, Any]) -> bool:
+    """Tell whether a table holds the rows of a regression run; what the manifest says counts for an empty one."""
+    if len(table) and "psnr_out" in table.column_names:
+        return bool(table["psnr_out"].null_count < len(table))
+    return len(table) == 0 and manifest.get("task") == "regression"
 
 
 def read_results(directory: str | os.PathLike[str]) -> Any:

@@ -15,7 +15,18 @@ from epsball.metrics.intervals import wilson_interval
 from epsball.report.rows import Columns
 from epsball.report.text import printable
 
-__all__ = ["HEADINGS", "Row", "cost_table", "fooling_table", "to_csv", "to_latex", "to_markdown", "transfer_table"]
+__all__ = [
+    "HEADINGS",
+    "Row",
+    "cost",
+    "cost_table",
+    "fooling_table",
+    "to_csv",
+    "to_latex",
+    "to_markdown",
+    "transfer_table",
+    "whole",
+]
 
 Row = dict[str, Any]
 
@@ -35,8 +46,19 @@ HEADINGS = {
     "median_norm": "median norm",
     "forwards": "forwards",
     "backwards": "backwards",
+    "jvps": "JVPs",
     "passes": "passes",
     "seconds_per_1000": "s per 1,000",
+    "psnr_out": "output PSNR (dB)",
+    "psnr_out_low": "95 % from",
+    "psnr_out_high": "to",
+    "psnr_in": "input PSNR (dB)",
+    "psnr_in_low": "95 % from",
+    "psnr_in_high": "to",
+    "error_increase": "error increase",
+    "error_increase_low": "95 % from",
+    "error_increase_high": "to",
+    "exact": "solved exactly (%)",
 }
 
 
@@ -75,15 +97,15 @@ def transfer_table(table: Any, eps: float | None = None) -> list[Row]:
 def cost_table(table: Any) -> list[Row]:
     """List what each attack costs: mean passes through the crafting model for one sample, and seconds for 1,000.
 
-    Means over all samples and eps; passes = forwards + backwards. A minimal-norm attack is run once for the whole grid,
-    and its rows repeat that run's cost, so that the mean is still the cost of one run.
+    Means over all samples and eps; passes = forwards + backwards + jvps. A minimal-norm attack is run once for
+    the whole grid, and its rows repeat that run's cost, so that the mean is still the cost of one run.
     """
     columns = Columns.of(table)
     rows = []
     for values, index in columns.groups(("attack", "crafted_on")):
-        row = values | {"steps": _whole(columns["steps"][index]), "n": len(np.unique(columns["sample_id"][index]))}
-        row |= _cost(columns, index)
-        row["passes"] = row["forwards"] + row["backwards"]
+        row = values | {"steps": whole(columns["steps"][index]), "n": len(np.unique(columns["sample_id"][index]))}
+        row |= cost(columns, index)
+        row["passes"] = row["forwards"] + row["backwards"] + row["jvps"]
         rows.append(row)
     return rows
 
@@ -93,24 +115,26 @@ def _fooling_row(columns: Columns, values: Row, index: Any) -> Row:
     low, high = wilson_interval(fooled, n)
     norms = columns.norm[index][columns.fooled[index]]
     return values | {
-        "steps": _whole(columns["steps"][index]),
+        "steps": whole(columns["steps"][index]),
         "n": n,
         "fooled": fooled,
         "percent": 100.0 * fooled / n if n else None,
         "low": 100.0 * low,
         "high": 100.0 * high,
         "median_norm": float(np.median(norms)) if len(norms) and np.isfinite(norms).all() else None,
-        **_cost(columns, index),
+        **{key: value for key, value in cost(columns, index).items() if key != "jvps"},
     }
 
 
-def _cost(columns: Columns, index: Any) -> Row:
-    names = {"forwards": "forwards", "backwards": "backwards", "seconds": "seconds_per_1000"}
+def cost(columns: Columns, index: Any) -> Row:
+    """Return the mean passes for one sample and the seconds for 1,000, over these rows."""
+    names = {"forwards": "forwards", "backwards": "backwards", "jvps": "jvps", "seconds": "seconds_per_1000"}
     scale = {"seconds": 1000.0}
     return {key: float(columns[name][index].mean()) * scale.get(name, 1.0) for name, key in names.items()}
 
 
-def _whole(values: Any) -> int | None:
+def whole(values: Any) -> int | None:
+    """Return the largest of the values that are known; None if none is."""
     known = values[np.isfinite(values)]
     return int(known.max()) if len(known) else None
 
@@ -151,7 +175,8 @@ def to_latex(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = 
 
 
 _LEFT = ("attack", "crafted_on", "judged_on")
-_DECIMALS = {"percent": 1, "low": 1, "high": 1, "forwards": 1, "backwards": 1, "passes": 1}
+_DECIMALS = dict.fromkeys(("percent", "low", "high", "forwards", "backwards", "jvps", "passes", "exact"), 1)
+_DECIMALS |= dict.fromkeys(("psnr_out", "psnr_out_low", "psnr_out_high", "psnr_in", "psnr_in_low", "psnr_in_high"), 2)
 
 
 def format_cell(key: str, value: Any) -> str:
@@ -164,6 +189,8 @@ def format_cell(key: str, value: Any) -> str:
         return f"{value:,}"
     if key in _DECIMALS and math.isfinite(value):
         return f"{value:,.{_DECIMALS[key]}f}"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
     return f"{value:.3g}" if key == "seconds_per_1000" and value < 100 else f"{value:.4g}"
 
 

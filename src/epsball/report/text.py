@@ -7,7 +7,7 @@ import re
 import textwrap
 from typing import Any
 
-__all__ = ["count", "label", "lines", "norm_name", "number", "percent", "printable", "share"]
+__all__ = ["count", "decibels", "label", "lines", "norm_name", "number", "percent", "printable", "share"]
 
 # Escape sequences of terminals, whole, so that no "[31m" stays behind; then every other control character, and those
 # that reorder or hide text (bidirectional overrides, zero-width marks).
@@ -62,6 +62,13 @@ def share(part: int, whole: int) -> str:
 def percent(value: float | None) -> str:
     """Write a percentage to a tenth; "–" for none."""
     return "–" if value is None else f"{value:.1f}"
+
+
+def decibels(value: float | None) -> str:
+    """Write a PSNR to a tenth of a decibel: 21.3 dB; ∞ where nothing differs, "–" for none."""
+    if value is None or math.isnan(value):
+        return "–"
+    return f"{value:.1f}\u00a0dB" if math.isfinite(value) else f"{'-' if value < 0 else ''}∞\u00a0dB"
 
 
 def norm_name(p: float) -> str:

@@ -73,13 +73,20 @@ def transfer_view(rows: Sequence[Row], judge: str) -> Grid | None:
     return Grid("attack", judged, [(names, [by.get(name) for name in judged]) for names, by in lines.items()])
 
 
-def status_view(table: Any, judge: str, eps: float | None, counted: Mapping[str, Mapping[str, int]]) -> Grid | None:
+def status_view(
+    table: Any,
+    judge: str,
+    eps: float | None,
+    counted: Mapping[str, Mapping[str, int]],
+    meanings: Mapping[str, str] | None = None,
+) -> Grid | None:
     """Count how the attacks on one model ended at one eps, as attack x status with each status's meaning.
 
-    counted: the run's own counts by attack, for a table that has no rows there. None if neither knows anything.
+    counted: the run's own counts by attack, for a table that has no rows there. meanings: what some statuses mean in
+    this run. None if neither knows anything.
     """
     lines = _count(table, judge, eps) or {name: dict(value) for name, value in counted.items()}
-    known = {status.name: status.value for status in Status}
+    known = {status.name: status.value for status in Status} | dict(meanings or {})
     used = {status for line in lines.values() for status, n in line.items() if n}
     names = [name for name in known if name in used] + sorted(used - set(known))
     if not names:

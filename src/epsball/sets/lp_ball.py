@@ -128,13 +128,14 @@ class LpBall(ConstraintSet):
         if self.p == math.inf:
             unit = streams.coin(shape, x.dtype) if boundary else 2.0 * streams.uniform(shape, x.dtype) - 1.0
         elif boundary:
-            unit = streams.normal(shape, x.dtype)
-            unit = unit / expand(norm(unit, self.p), unit)
+            unit = self._free(streams.normal(shape, x.dtype))
+            length = norm(unit, self.p)
+            unit = unit / expand(torch.where(length > 0, length, 1.0), unit)
         else:
             # Uniform in the ball: generalised normal entries and one exponential (Barthe et al. 2005).
             # |entry|^p is Gamma(1/p) = Gamma(1 + 1/p) U^p; U^p itself would underflow for a large p.
             entry = streams.fork(0).gamma(1.0 + 1.0 / self.p, shape, x.dtype).pow(1.0 / self.p)
-            entry = entry * streams.fork(3).uniform(shape, x.dtype)
+            entry = self._free(entry * streams.fork(3).uniform(shape, x.dtype))
             extra = -streams.fork(1).uniform((1,), x.dtype).log()[:, 0]
             total = (entry.pow(self.p).flatten(1).sum(1) + extra).pow(1.0 / self.p)
             unit = streams.fork(2).coin(shape, x.dtype) * entry / expand(total, x)
@@ -153,6 +154,10 @@ class LpBall(ConstraintSet):
                 f"expected weights of the shape of one sample, {tuple(x.shape[1:])}, got {tuple(weights.shape)}."
             )
         return weights[None]
+
+    def _free(self, unit: Tensor) -> Tensor:
+        """Set frozen entries to zero, which would take their share of the norm otherwise."""
+        return unit if self.weights is None else unit * self._w(unit).sign()
 
     def _scaled_gradient(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """Return |w g| as (B, M) and w, for the problem in η / w."""

@@ -10,6 +10,7 @@ from epsball.randomness import Generators
 __all__ = ["best_signs", "flip", "greedy_signs", "homogenised", "low_rank"]
 
 _RANK = 12
+_ROUNDINGS = 32
 _SWEEPS = 30
 
 
@@ -41,16 +42,20 @@ def greedy_signs(gram: Tensor, linear: Tensor) -> Tensor:
 def best_signs(gram: Tensor, linear: Tensor, streams: Generators, starts: int) -> tuple[Tensor, Tensor]:
     """Maximise ζᵀGζ + 2⟨b, ζ⟩ over signs ζ, (B, n), and its value (B,): the best of several starts, each polished.
 
-    Starts: greedy (20), the signs of b, and `starts` roundings of the low-rank relaxation by random hyperplanes
-    (Goemans, Williamson 1995). Each is polished by the power method on signs, then by single flips until none gains, so
-    the value is never below that of greedy (20). NP-hard in general: a local solution.
+    Starts: greedy (20), the signs of b, and the best `starts` of 32 roundings of the low-rank relaxation by random
+    hyperplanes (Goemans, Williamson 1995), more of them where n is small. Each is polished by the power method on
+    signs, then by single flips until none gains, so the value is never below that of greedy (20). NP-hard in
+    general: a local solution.
     """
     batch, n = linear.shape
     whole = homogenised(gram, linear)
     factor = low_rank(whole, streams, _RANK, _SWEEPS)
-    planes = streams.fork(1).normal((factor.shape[2], starts), factor.dtype)
+    planes = streams.fork(1).normal((factor.shape[2], max(starts, _ROUNDINGS)), factor.dtype)
     rounded = _signs(factor @ planes)
     rounded = (rounded[:, :n] * rounded[:, n:]).transpose(1, 2)
+    kept = min(rounded.shape[1], max(starts, 512 // n))
+    order = _value(gram, linear, rounded).topk(kept, dim=1).indices
+    rounded = rounded.gather(1, order[:, :, None].expand(-1, -1, n))
     zeta = torch.cat([torch.stack([greedy_signs(gram, linear), _signs(linear)], 1), rounded], 1)
     count = zeta.shape[1]
     value = _value(gram, linear, zeta)

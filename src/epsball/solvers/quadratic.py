@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from epsball.errors import InputError
 from epsball.local_models import GaussNewton
 from epsball.randomness import Generators
 from epsball.sets import Groups, LpBall
@@ -61,6 +62,19 @@ class _Problem:
     def lmo(self, direction: Tensor) -> Tensor:
         return self.constraint.lmo(direction.view_as(self.point), self.point).flatten(1)
 
+    def random_starts(self) -> list[Tensor]:
+        """Return the set's answers (B, M) to random directions, as many as the options say."""
+        shape = self.down.shape[1:]
+        draws = [self.streams.fork(n).normal(shape, self.point.dtype) for n in range(self.options.starts)]
+        return [self.lmo(draw) for draw in draws]
+
+    def turned(self, delta: Tensor) -> Tensor:
+        """Turn δ (B, M) around where the residual is zero, -δ lies inside the bounds and δ does not."""
+        within = ((delta <= self.up) & (delta >= -self.down)).all(1)
+        mirrored = ((-delta <= self.up) & (-delta >= -self.down)).all(1)
+        turn = ~within & mirrored & (self.model.residual == 0).all(1)
+        return torch.where(turn[:, None], -delta, delta)
+
     def ascend(self, starts: list[Tensor], active: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Raise each start by the power method and keep the best."""
         best, value = ascend(self.model, self.constraint, self.point, starts[0], active=active)
@@ -81,12 +95,21 @@ def solve_quadratic(
     """
     eps = constraint.eps_of(point)
     down, up = (bound.abs().flatten(1) for bound in constraint.room(point))
+    weights, boxed = None, False
+    if isinstance(constraint, LpBall):
+        weights = None if constraint.weights is None else constraint.weights.to(point).flatten()[None]
+        down, up = (bound if weights is None else bound.where(weights > 0, 0.0) for bound in (down, up))
+        largest = constraint.size(torch.maximum(down, up).view_as(point))  # of all δ inside the bounds
+        boxed, eps = bool((largest <= eps).all()), torch.minimum(eps, largest)
+        if not eps.isfinite().all():
+            raise InputError("expected a finite eps, or finite bounds in every entry, got neither; give eps.")
     problem = _Problem(model, constraint, point, streams, options, eps, down, up)
     kkt = torch.full_like(eps, math.nan)
     mirrored = True
     if isinstance(constraint, LpBall):
-        weights = None if constraint.weights is None else constraint.weights.to(point).flatten()[None]
-        if constraint.p == 2.0:
+        if boxed:  # the bounds alone limit δ, whatever p is
+            delta, exact = _box(problem, down, up)
+        elif constraint.p == 2.0:
             delta, exact, kkt = _euclidean(problem, weights)
         elif constraint.p == 1.0:
             delta, exact = _vertices(problem, weights)
@@ -109,7 +132,7 @@ def _euclidean(problem: _Problem, weights: Tensor | None) -> tuple[Tensor, Tenso
     """Solve for p = 2: exactly without bounds; inside them from that solution by the power method."""
     view = View(problem.model, None if weights is None else weights.expand(len(problem.eps), -1))
     solved = trust_region(view, problem.eps, tolerance=problem.tolerance)
-    delta = view.delta(solved.zeta)
+    delta = problem.turned(view.delta(solved.zeta))
     inside = torch.minimum(torch.maximum(delta, -problem.down), problem.up)
     cut = (inside != delta).any(1)
     if not bool(cut.any()):
@@ -129,14 +152,17 @@ def _vertices(problem: _Problem, weights: Tensor | None) -> tuple[Tensor, Tensor
     free = torch.ones_like(radius, dtype=torch.bool)
     limit = problem.options.products
     delta, exact = best_groups(problem.model, alone, radius, radius, one, free, limit=limit)
-    # The best vertex of the whole ball is a solution wherever it lies inside the bounds; so is its mirror without r.
+    # The best vertex of the whole ball is a solution wherever it lies inside the bounds.
+    delta = problem.turned(delta)
     inside = torch.minimum(torch.maximum(delta, -problem.down), problem.up)
     cut = (inside != delta).any(1)
     if not bool(cut.any()):
         return delta, exact
     low, high = torch.minimum(problem.down, radius), torch.minimum(problem.up, radius)
     vertex, _ = best_groups(problem.model, alone, low, high, one, free, limit=limit)
-    raised, _ = problem.ascend([vertex, problem.lmo(problem.model.probe())], cut)
+    probe, slope = problem.model.probe(), problem.model.gradient()
+    starts = [vertex, problem.lmo(probe), problem.lmo(-probe), problem.lmo(slope), *problem.random_starts()]
+    raised, _ = problem.ascend(starts, cut)
     return torch.where(cut[:, None], raised, delta), exact & ~cut
 
 
@@ -181,10 +207,14 @@ def _groups(problem: _Problem, constraint: Groups) -> tuple[Tensor, Tensor]:
     down, up = (torch.minimum(bound, problem.eps[:, None]) for bound in (problem.down, problem.up))
     ids = constraint.ids(point)
     free, number = constraint.free(point), constraint.remaining(point)
-    delta, exact = best_groups(problem.model, table_of(ids), down, up, number, free, limit=problem.options.products)
+    table = table_of(ids)
+    size = table.shape[1]
+    if size > ENUMERATED and not problem.model.fits(3.0 * table.numel() * size / math.prod(problem.model.entries)):
+        return _general(problem)
+    delta, exact = best_groups(problem.model, table, down, up, number, free, limit=problem.options.products)
     several = number > 1
     if bool(several.any()):
-        raised, _ = problem.ascend([delta], several)
+        raised, _ = problem.ascend([delta, *problem.random_starts()], several)
         delta = torch.where(several[:, None], raised, delta)
     return delta, exact
 
@@ -196,8 +226,5 @@ def _general(problem: _Problem) -> tuple[Tensor, Tensor]:
     size = torch.linalg.vector_norm(problem.lmo(model.probe()), dim=1)
     rough = trust_region(View(model), size, tolerance=1e-2, limit=24)
     starts = [problem.lmo(rough.zeta), problem.lmo(-rough.zeta), problem.lmo(model.gradient())]
-    for number in range(problem.options.starts):
-        noise = problem.streams.fork(number).normal((model.entries[0],), problem.point.dtype)
-        starts.append(problem.lmo(noise))
-    delta, _ = problem.ascend(starts)
+    delta, _ = problem.ascend(starts + problem.random_starts())
     return delta, problem.flags(False)

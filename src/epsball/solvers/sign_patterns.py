@@ -14,6 +14,7 @@ __all__ = ["GroupGrams", "best_groups", "group_grams", "table_of"]
 
 #: Groups of up to this many entries are solved by enumeration.
 ENUMERATED = 12
+_CORNERS = 2**20  # entries of corners that are tried at once
 _SKETCH = 64  # random combinations of outputs by which groups are ranked where all products are too many
 _EXAMINED = 24  # groups whose Gram matrix is then computed exactly
 
@@ -38,15 +39,15 @@ class GroupGrams:
     exact: bool
 
 
-def group_grams(model: GaussNewton, table: Tensor, gain: Tensor, limit: int) -> GroupGrams:
+def group_grams(model: GaussNewton, table: Tensor, gain: Tensor, allowed: Tensor, limit: int) -> GroupGrams:
     """Compute the Gram matrix of every group's columns, streaming the smaller of K Jᵀw and M Ju in chunks.
 
     Where both exceed `limit`, random combinations of the outputs estimate the matrices, and those of the most promising
-    groups alone are computed exactly; gain (B, M) is the largest |δ| of each entry, by which they are ranked.
+    of the allowed groups (B, S) alone are computed exactly; gain (B, M), the largest |δ| of each entry, ranks them.
     """
     columns, rows = model.entries
     if min(columns, rows) > limit:
-        return _sketched(model, table, gain)
+        return _sketched(model, table, gain, allowed)
     batch, (groups, size) = len(model.point), table.shape
     present = (table >= 0).to(gain.dtype)
     gram = gain.new_zeros(batch, groups, size, size)
@@ -69,7 +70,7 @@ def _add(gram: Tensor, rows: Tensor, table: Tensor, present: Tensor) -> None:
     gram += torch.einsum("nbsz,nbsy->bszy", picked, picked)
 
 
-def _sketched(model: GaussNewton, table: Tensor, gain: Tensor) -> GroupGrams:
+def _sketched(model: GaussNewton, table: Tensor, gain: Tensor, allowed: Tensor) -> GroupGrams:
     """Rank the groups by estimated matrices, and compute those of the best few exactly."""
     batch, (groups, size) = len(gain), table.shape
     present = (table >= 0).to(gain.dtype)
@@ -84,6 +85,7 @@ def _sketched(model: GaussNewton, table: Tensor, gain: Tensor) -> GroupGrams:
     # Σ |G_ij| c_i c_j bounds what any signs can gain on the group.
     promise = (estimate.abs() * reach[..., None] * reach[..., None, :]).sum((2, 3))
     promise = promise + 2.0 * (model.gradient()[:, table.clamp_min(0)].abs() * reach).sum(2)
+    promise = torch.where(allowed, promise, -1.0)
     chosen = promise.topk(min(_EXAMINED, groups), dim=1).indices
     gram = gain.new_zeros(batch, chosen.shape[1], size, size)
     for s in range(chosen.shape[1]):
@@ -111,7 +113,7 @@ def best_groups(
     are added one by one, each the best beside those that stand: greedy.
     """
     gain = torch.maximum(down, up)
-    grams = group_grams(model, table, gain, limit)
+    grams = group_grams(model, table, gain, allowed, limit)
     entries = table.clamp_min(0)[grams.group]  # (B, S, Z)
     present = (table >= 0)[grams.group]
     low, high = (_pick(bound, entries) * present.to(bound.dtype) * sign for bound, sign in ((down, -1.0), (up, 1.0)))
@@ -146,12 +148,14 @@ def _best_corner(gram: Tensor, slope: Tensor, low: Tensor, high: Tensor) -> tupl
     """Maximise ηᵀGη + 2⟨b, η⟩ over the corners of low ≤ η ≤ high for every group: value (B, S), η (B, S, Z)."""
     size = gram.shape[2]
     if size <= ENUMERATED:
-        best, value = low, _corner_value(gram, slope, low)
-        for pattern in range(1, 2**size):
-            bits = torch.tensor([pattern >> z & 1 for z in range(size)], dtype=torch.bool, device=gram.device)
-            corner = torch.where(bits, high, low)
-            now = _corner_value(gram, slope, corner)
-            best = torch.where((now > value)[..., None], corner, best)
+        patterns = torch.arange(2**size, device=gram.device)[:, None] >> torch.arange(size, device=gram.device) & 1
+        best, value = low, torch.full_like(low[..., 0], -torch.inf)
+        # Many patterns at once where the groups are few, one after another where they are many.
+        for bits in torch.split(patterns.bool(), max(1, _CORNERS // max(1, low.numel()))):
+            corner = torch.where(bits, high[..., None, :], low[..., None, :])  # (B, S, n, Z)
+            now, first = _corner_value(gram, slope, corner).max(-1)
+            chosen = corner.gather(-2, first[..., None, None].expand(*first.shape, 1, size))[..., 0, :]
+            best = torch.where((now > value)[..., None], chosen, best)
             value = torch.maximum(value, now)
         return value, best
     # In centred coordinates the corners are signs.
@@ -163,8 +167,9 @@ def _best_corner(gram: Tensor, slope: Tensor, low: Tensor, high: Tensor) -> tupl
     signs = greedy_signs(scaled, linear)
     signs, _ = flip(scaled, linear, signs, torch.arange(len(signs), device=gram.device))
     corner = centre + half * signs.view(*shape, -1)
-    return _corner_value(gram, slope, corner), corner
+    return _corner_value(gram, slope, corner[..., None, :])[..., 0], corner
 
 
 def _corner_value(gram: Tensor, slope: Tensor, corner: Tensor) -> Tensor:
-    return (corner * ((gram @ corner[..., None])[..., 0] + 2.0 * slope)).sum(-1)
+    """Compute ηᵀGη + 2⟨b, η⟩ for the corners η (B, S, n, Z); (B, S, n)."""
+    return (corner * (corner @ gram + 2.0 * slope[..., None, :])).sum(-1)

@@ -48,7 +48,7 @@ def trust_region(view: View, eps: Tensor, *, tolerance: float, limit: int = 400)
     zeta, top = torch.zeros_like(space.linear), torch.zeros_like(space.linear)
     kkt, value = torch.zeros_like(eps), torch.zeros_like(eps)
     converged = ~active
-    if not bool(space.grow([space.linear, view.probe()], active).any()):
+    if not bool(space.grow([space.linear, space.probe], active).any()):
         return Solved(zeta, ~converged, kkt, top, value)
     added = 2
     while True:
@@ -86,19 +86,20 @@ class _Found:
 class _Space:
     """An orthonormal basis V (m, B, M) of each sample's space, with JᵀJV; small matrices are in float64.
 
-    A vector that adds nothing for a sample is stored as zeros; its diagonal entry is -1, below all eigenvalues.
+    A vector that adds nothing for a sample is stored as zeros, and not `used`. slope, mark: ⟨v, Jᵀr⟩ and ⟨v, probe⟩.
     """
 
     def __init__(self, view: View, eps: Tensor) -> None:
         self.view, self.eps = view, eps.double()
-        self.linear = view.gradient()
+        self.linear, self.probe = view.gradient(), view.probe()
         batch, entries = self.linear.shape
         share = 0.1 * view.model.options.memory * 1e9 / (entries * self.linear.element_size())
-        self.most = int(min(max(share, 12), 48, max(entries + 2, 4)))
+        self.most = int(min(max(share, 12), 48))  # more than a restart keeps
         self.basis = self.linear.new_zeros(self.most, batch, entries)
         self.image = torch.zeros_like(self.basis)
         self.matrix = torch.zeros(batch, self.most, self.most, dtype=torch.float64, device=eps.device)
-        self.slope = self.matrix.new_zeros(batch, self.most)
+        self.slope, self.mark = self.matrix.new_zeros(2, batch, self.most)
+        self.used = torch.zeros_like(self.slope, dtype=torch.bool)
         self.size = 0
 
     @property
@@ -110,7 +111,8 @@ class _Space:
         """Add what these vectors (B, M) bring, with one product JᵀJv each; tell for whom there was any, (B,) bool."""
         moved = torch.zeros_like(active)
         for vector in vectors:
-            unit = self._orthonormal(vector) * active[:, None].to(vector.dtype)
+            # What a finished sample knows need not be finite (ε = 0 has no multiplier).
+            unit = self._orthonormal(torch.where(active[:, None], vector, 0.0))
             new = (unit != 0).any(1)
             moved = moved | new
             m = self.size
@@ -119,8 +121,9 @@ class _Space:
             row = torch.einsum("mbd,bd->bm", self.basis[: m + 1], self.image[m]).double()
             self.matrix[:, m, : m + 1] = row
             self.matrix[:, : m + 1, m] = row
-            self.matrix[:, m, m] = torch.where(new, self.matrix[:, m, m], -1.0)
             self.slope[:, m] = (unit * self.linear).sum(1).double()
+            self.mark[:, m] = (unit * self.probe).sum(1).double()
+            self.used[:, m] = new
             self.size += 1
         return moved
 
@@ -128,7 +131,12 @@ class _Space:
         """Solve the problem in the space and measure what is left of it outside."""
         m = self.size
         matrix, slope = self.matrix[:, :m, :m], self.slope[:, :m]
-        theta, vectors = torch.linalg.eigh(matrix)
+        # What is not used gets an eigenvalue below all others, and of their size: eigh rounds at the largest.
+        below = matrix.diagonal(dim1=1, dim2=2).amax(1, keepdim=True) * ~self.used[:, :m]
+        theta, vectors = torch.linalg.eigh(matrix - torch.diag_embed(below))
+        # The leading eigenvector's sign, which decides where Jᵀr does not, must not depend on the batch.
+        sign = torch.where((self.mark[:, :m] * vectors[:, :, -1]).sum(1) < 0, -1.0, 1.0)
+        vectors = torch.cat([vectors[:, :, :-1], vectors[:, :, -1:] * sign[:, None, None]], 2)
         y, above = secular(theta, vectors, slope, self.eps)
         lam = theta[:, -1] + above
         zeta, top = self._combine(self.basis, y), self._combine(self.basis, vectors[:, :, -1])
@@ -171,12 +179,14 @@ class _Space:
             stored[:n] = kept
             stored[n:] = 0.0
         small = chosen.transpose(1, 2) @ self.matrix[:, :m, :m] @ chosen
-        used = chosen.square().sum(1) > 0.5
-        slope = (chosen.transpose(1, 2) @ self.slope[:, :m, None])[:, :, 0]
+        for known in (self.slope, self.mark):
+            now = (chosen.transpose(1, 2) @ known[:, :m, None])[:, :, 0]
+            known.zero_()
+            known[:, :n] = now
+        self.used.zero_()
+        self.used[:, :n] = chosen.square().sum(1) > 0.5
         self.matrix.zero_()
-        self.slope.zero_()
-        self.matrix[:, :n, :n] = small - torch.diag_embed((~used).double())
-        self.slope[:, :n] = slope
+        self.matrix[:, :n, :n] = small
         self.size = n
 
     def _orthonormal(self, vector: Tensor) -> Tensor:

@@ -1,0 +1,279 @@
+"""The power method over every set, which solver is used where, and whole attacks whose answer is known."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import epsball as eb
+from epsball.local_models import GaussNewton
+from epsball.randomness import Generators
+from epsball.solvers.power import ascend
+from helpers import ORDERS, generator, np_norm
+from test_box import net, np_best_corner
+
+
+def sets(columns):
+    weights = torch.linspace(0.0, 2.0, columns, dtype=torch.float64)
+    found = {f"p={p:g}": eb.LpBall(p=p, eps=0.5) for p in ORDERS}
+    found |= {f"p={p:g} weighted in a box": eb.LpBall(p=p, eps=0.5, bounds=(0.0, 1.0), weights=weights) for p in ORDERS}
+    found["groups"] = eb.Groups([[i, i + 1] for i in range(0, columns, 2)], k=2, eps=0.5, bounds=(0.0, 1.0))
+    return found
+
+
+def drawn(columns=8, rows=5, batch=4, seed=0):
+    model, x, jacobians = net(nn.Tanh, columns, rows, seed, batch)
+    with torch.no_grad():
+        target = model(x) + torch.randn(batch, rows, generator=generator(seed + 9), dtype=x.dtype)
+        target[0] = model(x)[0]
+    return model, x, target, jacobians
+
+
+@pytest.mark.parametrize("name", sets(8))
+def test_the_power_method_rises_and_ends_where_no_linear_step_gains(name):
+    model, x, target, _ = drawn()
+    allowed = sets(8)[name]
+    local = GaussNewton(model, x, target, eb.Quadratic(), batched=True)
+    start = allowed.lmo(torch.randn(x.shape, generator=generator(1), dtype=x.dtype), x)
+    before = local.value(start)
+    for steps in (0, 1, 2, 4, 200):
+        delta, value = ascend(local, allowed, x, start, steps=steps, tolerance=0.0)
+        torch.testing.assert_close(value, local.value(delta), rtol=1e-10, atol=1e-12)
+        assert (value >= before * (1.0 - 1e-12)).all()
+        assert allowed.contains(delta, x).all()
+        before = value
+    gradient = local.vjp(local.residual + local.jvp(delta))
+    reach, own = allowed.support(gradient, x), (gradient * delta).sum(1)
+    torch.testing.assert_close(own, reach, rtol=1e-4, atol=1e-9)
+    # Only the samples asked for, which alone are counted, move.
+    local.spent()
+    some = torch.tensor([True, False, True, False])
+    moved, _ = ascend(local, allowed, x, start, active=some)
+    torch.testing.assert_close(moved[~some], start[~some], rtol=0, atol=0)
+    _, backwards, jvps = local.spent()
+    assert (backwards[~some] == 0).all()
+    assert (jvps[~some] == 0).all()
+    assert (jvps[some] == backwards[some] + 1).all()
+
+
+@pytest.mark.parametrize("name", sets(8))
+def test_every_set_has_a_solver_inside_it_and_above_random_points(name):
+    model, x, target, _ = drawn()
+    allowed = sets(8)[name]
+
+    def step(rows):
+        local = GaussNewton(model, x[rows], target[rows], eb.Quadratic(), batched=False)
+        return eb.NormConstrained().solve(local, allowed, x[rows], Generators.of(0, torch.tensor(rows))), local
+
+    found, local = step([0, 1, 2, 3])
+    assert found.feasible.all()
+    for delta in (found.delta, found.mirror):
+        assert allowed.contains(delta, x).all()
+    value = local.value(found.delta)
+    for seed in range(50):
+        draw = torch.randn(x.shape, generator=generator(seed), dtype=x.dtype)
+        chance = local.value(allowed.lmo(draw, x))
+        assert (value >= chance * 0.95).all()
+        assert (value >= chance * (1.0 - 1e-6))[found.exact].all()
+    for i in range(1, 4):
+        torch.testing.assert_close(step([i])[0].delta[0], found.delta[i], rtol=0, atol=1e-9)
+
+
+class Hull(eb.ConstraintSet):
+    """The convex hull of some points, known by its linear maximisation oracle alone."""
+
+    eps, bounds = 1.0, None
+
+    def __init__(self, vertices):
+        self.vertices = vertices
+
+    def lmo(self, g, x):
+        return self.vertices[(g @ self.vertices.T).argmax(1)]
+
+    def size(self, eta):
+        return eta.abs().amax(1)
+
+    project = smallest = sample = step = None
+
+
+def test_a_set_known_by_its_oracle_alone():
+    model, x, target, jacobians = drawn(columns=6)
+    vertices = torch.from_numpy(np.random.default_rng(0).normal(size=(9, 6)))
+    allowed = Hull(vertices)
+    local = GaussNewton(model, x, target, eb.Quadratic(), batched=False)
+    found = eb.NormConstrained().solve(local, allowed, x, Generators.of(0, torch.arange(4)))
+    assert found.mirror is None
+    assert not found.exact.any()
+    for i in range(4):
+        residual = (model(x[i]) - target[i]).detach().numpy()
+        values = ((residual + vertices.numpy() @ jacobians[i].T) ** 2).sum(1)
+        value = np.sum((residual + jacobians[i] @ found.delta[i].numpy()) ** 2)
+        assert np.abs(values - value).min() < 1e-9  # it is a vertex
+        assert value >= 0.9 * values.max()
+
+
+# ----------------------------------------------------------------------------------------------- answers in closed form
+
+
+def linear(rows, columns, seed=0):
+    layer = nn.Linear(columns, rows).double()
+    draw = generator(seed)
+    layer.weight.data = torch.randn(rows, columns, generator=draw, dtype=torch.float64)
+    layer.weight.data *= torch.logspace(-0.5, 0.5, columns, dtype=torch.float64)
+    layer.bias.data = torch.randn(rows, generator=draw, dtype=torch.float64)
+    return layer, torch.rand(5, columns, generator=draw, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("name", ["quadratic-lp", "quadratic-lp-4"])
+def test_the_worst_l2_perturbation_of_a_linear_regressor_is_its_top_singular_vector(name):
+    layer, x = linear(6, 9)
+    result = eb.recipe(name, p=2, eps=0.7)(layer, x)
+    _, singular, right = np.linalg.svd(layer.weight.detach().numpy())
+    overlap = np.abs(result.perturbation.numpy() @ right[0])
+    np.testing.assert_allclose(overlap, 0.7, rtol=1e-9)
+    np.testing.assert_allclose(result.gain.numpy(), (0.7 * singular[0]) ** 2, rtol=1e-9)
+    assert result.exact.all()
+    assert (result.kkt <= 1e-7).all()
+    assert result.kkt.dtype == torch.float64
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("p", ORDERS)
+def test_a_scalar_regressor_is_closed_form(p, given):
+    """One output: the worst error is |r| + ε‖w‖_q for every p."""
+    layer, x = linear(1, 7, seed=3)
+    target = layer(x).detach() + torch.tensor([[1.0], [-2.0], [0.1], [0.0], [5.0]]) if given else None
+    residual = (layer(x).detach() - target).abs()[:, 0] if given else torch.zeros(5, dtype=x.dtype)
+    slope = layer.weight.detach().numpy()[0]
+    q = math.inf if p == 1 else 1.0 if p == math.inf else p / (p - 1.0)
+    best = (residual.numpy() + 0.3 * np_norm(slope, q)) ** 2
+    for name in ("quadratic-lp", "quadratic-lp-3", "linear-lp-3"):
+        result = eb.recipe(name, p=p, eps=0.3)(layer, x, target)
+        # A residual smaller than the dither's may show the linear model the wrong way.
+        rows = np.array([i for i in range(5) if name[0] == "q" or residual[i] != residual[2] or not given])
+        np.testing.assert_allclose(result.gain.numpy()[rows], best[rows], rtol=1e-6, err_msg=name)
+        assert (result.norm <= 0.3 * (1.0 + 1e-9)).all()
+
+
+def test_of_two_steps_that_the_model_holds_for_equal_the_true_model_chooses():
+    """f(x) = (x + 1)² at 0, y = f(0): J = 2 both ways, and +ε gains more than -ε."""
+
+    def curved(x):
+        return (x + 1.0) ** 2
+
+    for sign in (1.0, -1.0):
+        result = eb.recipe("quadratic-lp", p=2, eps=0.5)(lambda x, s=sign: curved(s * x), torch.zeros(3, 1).double())
+        assert result.perturbation.flatten().tolist() == [0.5 * sign] * 3
+        assert result.gain.tolist() == pytest.approx([1.25**2] * 3)
+        assert result.forwards.tolist() == [1 + 1 + 2 + 1] * 3  # clean, linearised, both ways, verified
+
+
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
+def test_p_inf_attack_on_a_linear_regressor(bounds):
+    layer, x = linear(4, 10, seed=5)
+    result = eb.recipe("quadratic-lp", p=math.inf, eps=0.2, bounds=bounds)(layer, x)
+    weight = layer.weight.detach().numpy()
+    for i in range(5):
+        low, high = np.full(10, -0.2), np.full(10, 0.2)
+        if bounds:
+            low, high = np.maximum(low, -x[i].numpy()), np.minimum(high, 1.0 - x[i].numpy())
+        best = np_best_corner(weight, np.zeros(4), low, high)
+        assert result.gain[i] == pytest.approx(best, rel=1e-9)
+    assert result.exact.all()
+
+
+# ------------------------------------------------------------------------------------------------------------ bad input
+
+
+class Leaky(nn.Module):
+    """A forward that leaves on what eval mode should have turned off."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.first, self.last = how, nn.Linear(6, 12), nn.Linear(12, 3)
+
+    def forward(self, x):
+        x = self.first(x)
+        if self.how == "dropout":
+            x = functional.dropout(x, 0.5, training=True)
+        elif self.how == "batch norm":
+            x = functional.batch_norm(x, torch.zeros(12), torch.ones(12), training=True)
+        elif self.how == "centred":
+            x = x - x.mean(0)
+        elif self.how == "noise":
+            x = x + 0.1 * torch.randn_like(x)
+        elif self.how == "alone":
+            x = functional.dropout(x, 0.5, training=self.training)
+        outputs = self.last(x)
+        return outputs @ outputs.T if self.how == "shape" else outputs
+
+
+LEAKS = {
+    "dropout": "changes from call to call.*training=self.training",
+    "noise": "changes from call to call.*draw no random numbers",
+    "batch norm": "normalises with the statistics of the batch.*training=self.training",
+    "centred": "changes with the samples beside it",
+    "shape": r"same O for every batch, got \(1, 1\) for one sample and \([24], [24]\)",
+}
+
+
+@pytest.mark.parametrize("recipe", ["quadratic-lp", "linear-lp-2", "fgsm", "random-l2"])
+@pytest.mark.parametrize("how", LEAKS)
+def test_models_that_do_not_treat_each_sample_alone_are_refused(how, recipe):
+    torch.manual_seed(0)
+    model, x = Leaky(how).train(), torch.rand(4, 6)
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    target = torch.tensor([0, 1, 2, 0]) if recipe == "fgsm" else None
+    with pytest.raises(eb.InputError, match=LEAKS[how]):
+        eb.recipe(recipe, eps=0.1)(model, x, target)
+    assert model.training
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+    if how not in ("batch norm", "shape") or recipe != "fgsm":
+        with pytest.raises(eb.InputError):  # one sample is checked beside another one
+            eb.recipe(recipe, eps=0.1)(model, x[:1], target[:1] if target is not None else None)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_models_that_do_are_not(dtype):
+    model = Leaky("alone").train().to(dtype)
+    for batch in (1, 2, 5):
+        x = torch.rand(batch, 6, generator=generator(batch), dtype=dtype)
+        assert len(eb.recipe("quadratic-lp", eps=0.1)(model, x)) == batch
+    wide = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.ReLU(), nn.Conv2d(32, 3, 3)).to(dtype)
+    assert len(eb.recipe("linear-lp-2", eps=0.1)(wide, torch.rand(3, 3, 16, 16, dtype=dtype))) == 3
+    noisy = torch.full((3, 6), 0.5, dtype=dtype)
+    assert len(eb.recipe("linear-lp-2", eps=0.1)(lambda x: x - x, noisy)) == 3  # outputs of zero
+
+
+def test_what_a_quadratic_attack_refuses():
+    layer, x = linear(3, 6)
+    attack = eb.recipe("quadratic-lp", p=2, eps=0.1)
+    for cut in (lambda z: layer(z).detach(), lambda z: layer(z).argmax(1).double()):
+        with pytest.raises(eb.InputError, match="differentiable in its input"):
+            attack(cut, x)
+    for target in (torch.zeros(5, 4), torch.zeros(5), torch.zeros(5, 3, 1)):
+        with pytest.raises(eb.InputError, match=r"expected a target of the output's shape \(5, 3\), got"):
+            attack(layer, x, target.double())
+    with pytest.raises(eb.InputError, match="a target for each of the 5 samples"):
+        attack(layer, x, torch.zeros(4, 3, dtype=x.dtype))
+    with pytest.raises(eb.InputError, match="expected k <= 3, the number of groups, got k=4"):
+        eb.recipe("quadratic-pixel", eps=0.1, k=4, groups=[[0, 1], [2, 3], [4, 5]])(layer, x)
+    with pytest.raises(eb.InputError, match=r"exactly once.*entry 1"):
+        eb.recipe("quadratic-pixel", eps=0.1, groups=[[0, 1], [1, 2]])
+    ball = eb.LpBall(p=2, eps=0.1)
+    with pytest.raises(eb.InputError, match=r"expected eb.SquaredError\(\) as the objective of a quadratic"):
+        eb.Attack(ball, objective=eb.Margin(), local_model=eb.Quadratic())
+    with pytest.raises(eb.InputError, match=r"expected eb.NormConstrained\(\).*got MinNorm"):
+        eb.Attack(ball, objective=eb.SquaredError(), local_model=eb.Quadratic(), formulation=eb.MinNorm())
+    lo, hi = torch.zeros(6), torch.ones(6)
+    hi[2] = math.inf
+    for p in (1.0, 2.0, 3.0, math.inf):
+        with pytest.raises(eb.InputError, match="expected a finite eps"):
+            eb.recipe("quadratic-lp", p=p, eps=math.inf, bounds=(lo, hi))(layer, x)
+        done = eb.recipe("quadratic-lp", p=p, eps=math.inf, bounds=(0.0, 1.0))(layer, x)
+        assert done.exact.all()  # a box of six entries, whatever p is
+        assert done.perturbed.min() >= 0
+        assert done.perturbed.max() <= 1
