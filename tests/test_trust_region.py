@@ -172,6 +172,12 @@ def test_no_budget_one_budget_a_sample_and_scale():
         torch.testing.assert_close(found.zeta[i : i + 1], alone.zeta, rtol=1e-9, atol=1e-15)
         value = float(((residual[i] + matrix @ found.zeta[i].numpy()) ** 2).sum())
         assert value == pytest.approx(np_trust_region(matrix, residual[i], eps[i]), rel=1e-6)
+    for dtype in (torch.float32, torch.float64):  # no multiplier of a sample without a budget spoils the others
+        large = solved(local_model(1e3 * matrix, 1e3 * residual, dtype), torch.from_numpy(eps).to(dtype))
+        assert large.converged.all()
+        torch.testing.assert_close(
+            large.zeta.double(), found.zeta, rtol=0, atol=2e-2 if dtype == torch.float32 else 1e-6
+        )
     for scale in (1e-12, 1e12):
         assert_optimal(scale * matrix, scale * residual, 0.5)
 

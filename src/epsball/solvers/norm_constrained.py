@@ -27,7 +27,7 @@ class NormConstrained(Formulation):
     of its solvers, and `AttackResult.exact` says where the solution is known to be global.
     """
 
-    quadratic: QuadraticOptions = field(default_factory=QuadraticOptions)
+    quadratic: QuadraticOptions = field(default_factory=QuadraticOptions, repr=False)
 
     def solve(
         self, expansion: Expansion | GaussNewton, constraint: ConstraintSet, point: Tensor, streams: Generators
