@@ -588,7 +588,7 @@ def test_a_set_without_meaning_is_refused(arguments):
 
 @pytest.mark.parametrize("p", [1.0, 1.5, 2.0, 7.0])
 def test_frozen_entries_take_nothing_of_a_random_draw(p):
-    """On the boundary the whole budget is spent on the free entries; inside, draws are as in the ball of these alone."""
+    """On the boundary the free entries spend the whole budget; inside, draws are as in the ball of these alone."""
     w = torch.tensor([1.0, 2.0, 0.0, 0.0, 0.5], dtype=torch.float64)
     x = torch.zeros(4000, 5, dtype=torch.float64)
     ball = LpBall(p=p, eps=0.7, weights=w)

@@ -153,7 +153,9 @@ def _run(attack: Attack, problem: Problem, started: float, *, shared: bool) -> A
     constraint = attack.constraint.prepare(problem.x)
     state = State.new(problem.x, problem.clean_forwards)
     everyone = torch.arange(len(problem.x), device=problem.x.device)
-    if schedule.restarts == 1:
+    # Dither may be automatic, and none for this objective: then a restart would repeat the first attempt.
+    random = schedule.random_start or any(schedule.dithers(problem.classifies)) or not attack.formulation.uses_model
+    if schedule.restarts == 1 or not random:
         attempt(attack, problem, constraint, state, everyone, 0, stops=stops, shared=shared)
         return certify(problem, constraint, state, started, budgeted=attack.formulation.budgeted)
     best_eta = torch.zeros_like(state.eta)

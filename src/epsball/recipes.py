@@ -293,8 +293,9 @@ def recipe(
     inf by default (the random baselines fix it). eps: the budget in units of x; not needed by minimal-norm recipes,
     where it only limits what counts as a success. steps: T, where the name does not say it. bounds: the valid input
     range or None. weights: of `LpBall`. groups, k: of `Groups`, one pixel by default, for group recipes;
-    "linear-pixel-T" changes k new groups a step. restarts and stop: as in `Schedule`. options: what the row lists, such as label= for
-    "targeted", surrogates= for "ensemble", dither= (a share of eps) for "alg1-T", memory= (GB) for the quadratic ones.
+    "linear-pixel-T" changes k new groups a step. restarts and stop: as in `Schedule`. options: what the row lists, such
+    as label= for "targeted", surrogates= for "ensemble", dither= (a share of eps) for "alg1-T", memory= (GB) for the
+    quadratic ones.
     Raises InputError for an unknown name or an option the row does not have.
     """
     row, named = find(name)

@@ -43,7 +43,11 @@ class Formulation(ABC):
 
     @abstractmethod
     def solve(
-        self, expansion: Expansion | GaussNewton, constraint: ConstraintSet, point: Tensor, streams: Generators
+        self,
+        expansion: Expansion | GaussNewton,
+        constraint: ConstraintSet,
+        point: Tensor,
+        streams: Generators | None = None,
     ) -> Step:
         """Solve the problem over the constraint around the point (B, *S); streams: for solvers that start at random."""
 

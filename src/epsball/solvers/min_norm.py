@@ -37,7 +37,11 @@ class MinNorm(Formulation):
             raise InputError(f"expected overshoot >= 0 and finite, got {self.overshoot!r}.")
 
     def solve(
-        self, expansion: Expansion | GaussNewton, constraint: ConstraintSet, point: Tensor, streams: Generators
+        self,
+        expansion: Expansion | GaussNewton,
+        constraint: ConstraintSet,
+        point: Tensor,
+        streams: Generators | None = None,
     ) -> Step:
         """Take the piece that can be brought to zero with the least size; δ (B, *S)."""
         if isinstance(expansion, GaussNewton):

@@ -30,10 +30,16 @@ class NormConstrained(Formulation):
     quadratic: QuadraticOptions = field(default_factory=QuadraticOptions, repr=False)
 
     def solve(
-        self, expansion: Expansion | GaussNewton, constraint: ConstraintSet, point: Tensor, streams: Generators
+        self,
+        expansion: Expansion | GaussNewton,
+        constraint: ConstraintSet,
+        point: Tensor,
+        streams: Generators | None = None,
     ) -> Step:
         """Take the piece with the largest value plus support, or solve the quadratic problem; δ (B, *S)."""
         if isinstance(expansion, GaussNewton):
+            if streams is None:
+                streams = Generators.of(0, torch.arange(len(point), device=point.device))
             return solve_quadratic(expansion, constraint, point, streams, self.quadratic)
         feasible = torch.ones(len(point), dtype=torch.bool, device=point.device)
         if expansion.value.shape[1] == 1:

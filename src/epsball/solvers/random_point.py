@@ -26,7 +26,11 @@ class RandomPoint(Formulation):
     uses_model = False
 
     def solve(
-        self, expansion: Expansion | GaussNewton, constraint: ConstraintSet, point: Tensor, streams: Generators
+        self,
+        expansion: Expansion | GaussNewton,
+        constraint: ConstraintSet,
+        point: Tensor,
+        streams: Generators | None = None,
     ) -> Step:
         """Return no step: the drawn point is the answer."""
         return Step(torch.zeros_like(point), torch.ones(len(point), dtype=torch.bool, device=point.device))
