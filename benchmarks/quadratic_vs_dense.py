@@ -105,8 +105,8 @@ def main() -> None:
         rows.append(row)
         print(
             f"batch {batch:4d}: Jacobian + SVD {row['seconds']['dense']:.3f} s, matrix-free "
-            f"{row['seconds']['free']:.3f} s: {row['time_ratio']:.1f} times faster; peak {peaks['dense']:.0f} MB "
-            f"against {peaks['free']:.0f} MB: {row['memory_ratio']:.1f} times less; least gain ratio {row['worst_gain']:.6f}",
+            f"{row['seconds']['free']:.3f} s: {row['time_ratio']:.1f} times faster; peak {peaks['dense']:.0f} MB, "
+            f"{peaks['free']:.0f} MB: {row['memory_ratio']:.1f} times less; least gain ratio {row['worst_gain']:.6f}",
             flush=True,
         )
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")

@@ -1,11 +1,14 @@
 """Assemble docs/paper.md and its figures from the folders that `epsball paper` wrote.
 
 python docs/make_paper.py RUNS     where RUNS/table3, figure1, figure2, figure3 and figure4 are their --out folders
+
+A section whose folder is not there stays as it is in the page.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -36,46 +39,61 @@ python docs/make_paper.py runs
 ```
 """
 
-FIGURES = {
-    "figure1a": "figure1/figures",
-    "figure2a": "figure2/figures",
-    "figure2b": "figure2/figures",
-    "figure3-unbounded": "figure3/figures",
-    "figure3-bounded": "figure3/figures",
-    "figure4": "figure4/figures",
+#: Heading: folder, figures with what they show, and the writer of the numbers.
+SECTIONS: dict[str, tuple[str, dict[str, str], Any]] = {
+    "Table 3": ("table3", {}, table3_markdown),
+    "Figure 1(a)": (
+        "figure1",
+        {"figure1a": "Ten digits, each beside its perturbed version and what LeNet-5 sees in it"},
+        None,
+    ),
+    "Figure 2": (
+        "figure2",
+        {
+            "figure2a": "Digits, adversarial and noisy, each beside the autoencoder's output",
+            "figure2b": "The same for CIFAR-10 with 100 changed pixels",
+        },
+        figure2_markdown,
+    ),
+    "Figure 3": (
+        "figure3",
+        {
+            "figure3-unbounded": "Fooling ratio over eps of ten methods on both networks, unbounded",
+            "figure3-bounded": "The same inside the range 0 to 1",
+        },
+        figure3_markdown,
+    ),
+    "Figure 4": (
+        "figure4",
+        {"figure4": "Output PSNR of the autoencoders under attack, three panels"},
+        figure4_markdown,
+    ),
 }
 
 
-def record(runs: Path, name: str) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads((runs / name / f"{name}.json").read_text(encoding="utf-8"))
-    return content
+def section(runs: Path, heading: str, known: dict[str, str]) -> str:
+    """Write one section and copy its figures, or return what the page says."""
+    folder, figures, write = SECTIONS[heading]
+    source = runs / folder / f"{folder}.json"
+    if not source.is_file():
+        return known.get(heading, "")
+    parts = []
+    for name, text in figures.items():
+        shutil.copy(runs / folder / "figures" / f"{name}.png", DOCS / "figures")
+        parts.append(f"![{text}](figures/{name}.png)\n")
+    if write is not None:
+        parts.append(write(json.loads(source.read_text(encoding="utf-8"))).replace("\n## ", "\n### ") + "\n")
+    return "\n".join(parts)
 
 
 def main() -> None:
-    runs = Path(sys.argv[1])
-    figures = DOCS / "figures"
-    figures.mkdir(exist_ok=True)
-    for name, folder in FIGURES.items():
-        shutil.copy(runs / folder / f"{name}.png", figures)
-    parts = [
-        INTRODUCTION,
-        "## Table 3\n",
-        table3_markdown(record(runs, "table3")) + "\n",
-        "## Figure 1(a)\n",
-        "![Ten digits, each beside its perturbed version and what LeNet-5 sees in it](figures/figure1a.png)\n",
-        "## Figure 2\n",
-        "![Digits, adversarial and noisy, each beside the autoencoder's output](figures/figure2a.png)\n",
-        "![The same for CIFAR-10 with 100 changed pixels](figures/figure2b.png)\n",
-        figure2_markdown(record(runs, "figure2")) + "\n",
-        "## Figure 3\n",
-        "![Fooling ratio over eps of ten methods on both networks, unbounded](figures/figure3-unbounded.png)\n",
-        "![The same inside the range 0 to 1](figures/figure3-bounded.png)\n",
-        figure3_markdown(record(runs, "figure3")).replace("\n## ", "\n### ") + "\n",
-        "## Figure 4\n",
-        "![Output PSNR of the autoencoders under attack, three panels](figures/figure4.png)\n",
-        figure4_markdown(record(runs, "figure4")).replace("\n## ", "\n### ") + "\n",
-    ]
-    (DOCS / "paper.md").write_text("\n".join(parts), encoding="utf-8")
+    runs, page = Path(sys.argv[1]), DOCS / "paper.md"
+    (DOCS / "figures").mkdir(exist_ok=True)
+    before = re.split(r"^## (.+)\n\n", page.read_text(encoding="utf-8"), flags=re.M) if page.is_file() else [""]
+    known = dict(zip(before[1::2], before[2::2], strict=True))
+    texts = {heading: section(runs, heading, known).rstrip() for heading in SECTIONS}
+    written = [f"## {heading}\n\n{text}\n" for heading, text in texts.items() if text]
+    page.write_text("\n".join([INTRODUCTION, *written]), encoding="utf-8")
 
 
 if __name__ == "__main__":
