@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+import epsball as eb
 from epsball import data, networks
 from epsball.experiments import paper
 from epsball.experiments.claims import Claim, judge
+from epsball.experiments.paper.regressors import PANELS
+from epsball.experiments.regression_claims import judge_panel, paired_mean
 from epsball.metrics import FoolingCurve
 from epsball.metrics.intervals import paired_difference
 
@@ -131,3 +134,99 @@ def test_figure1_examples_are_fooled(tmp_path):
         assert int(model(perturbed[None]).argmax()) == example["prediction"] != int(label)
         assert float((perturbed - x).abs().max()) <= 0.1 + 1e-6
     assert (tmp_path / "figures" / "figure1a.png").stat().st_size > 10_000
+
+
+def test_regression_claims_are_judged_by_paired_differences():
+    generator = torch.Generator().manual_seed(0)
+    base = 20.0 + 3.0 * torch.randn(200, generator=generator)
+    noise = 0.05 * torch.randn(2, 200, generator=generator)
+    outs = {
+        "random-l2": base.expand(2, -1),
+        "linear-l2-1": base - 1.0 + noise,
+        "linear-l2-10": torch.stack([base - 2.0, base]),
+        "linear-l2-20": base.expand(2, -1) - 2.0,
+        "quadratic-l2": base.expand(2, -1) - 1.8 + noise,
+        "quadratic-l2-10": base.expand(2, -1) - 1.8 + noise,
+    }
+    rows = {row["text"]: row for row in judge_panel("a", outs, {"linear-l2-1": "random-l2"}, base)}
+    iterating = rows["iterating lowers the output PSNR (10 steps)"]
+    # The images differ by far more than the methods: only differences on the same image can tell.
+    assert "holds at 1 of 2 points, reversed at 1, undecided at 0" in iterating["sentence"]
+    assert iterating["difference"] == pytest.approx([-1.0, 1.0], abs=0.02)
+    close = rows["one quadratic step is competitive with 20 linear ones (at most 0.5 dB above)"]
+    assert "holds at 2 of 2" in close["sentence"]
+    assert "undecided at 2" in rows["10 quadratic steps are below one"]["sentence"]
+    assert "holds at 2 of 2" in rows["linear-l2-1 is at or below random-l2"]["sentence"]
+
+
+def test_paired_mean_against_scipy():
+    from scipy import stats
+
+    first, second = np.random.default_rng(0).normal(size=(2, 30))
+    mean, low, high = paired_mean(torch.from_numpy(first), torch.from_numpy(second))
+    assert mean == pytest.approx((first - second).mean())
+    spread = stats.norm.ppf(0.975) * stats.sem(first - second)
+    assert (mean - low, high - mean) == pytest.approx((spread, spread), rel=1e-6)
+
+
+def test_panels_budgets_leave_the_input_psnr_of_the_axis():
+    for panel in PANELS[:2]:
+        eps = panel.eps(784)
+        assert eps == sorted(eps)
+        for budget, decibel in zip(eps, panel.at(), strict=True):
+            step = torch.full((1, 784), budget / (784**0.5 if panel.p == 2.0 else 1.0), dtype=torch.float64)
+            assert float(eb.psnr(torch.zeros_like(step), step)) == pytest.approx(decibel)
+    assert PANELS[2].eps(3072) == list(PANELS[2].grid)
+
+
+@needs_mnist
+@pytest.mark.slow
+def test_figure4_reports_what_its_rows_say(tmp_path):
+    text = paper.figure4(tmp_path, limit=6, panels="a")
+    (panel,) = json.loads((tmp_path / "figure4.json").read_text())["panels"]
+    for method, values in panel["curves"].items():
+        part = columns(tmp_path / "results.parquet", attack=method)
+        assert len(part["psnr_out"]) == 7 * 6
+        assert values["mean"] == pytest.approx(part["psnr_out"].reshape(7, 6).mean(1))
+        # Unbounded, one Euclidean step spends the budget: the input PSNR is the axis. Several may spend less.
+        assert (part["psnr_in"] >= part["axis"] - 0.01).all()
+        if not method.endswith(("-10", "-20")):
+            assert part["psnr_in"] == pytest.approx(part["axis"], abs=0.01)
+    model, sample = networks.load("mnist-autoencoder"), data.load("mnist")
+    chosen = sample.x[np.unique(part["sample_id"])]
+    assert panel["clean"]["mean"] == pytest.approx(float(eb.psnr(chosen, model(chosen).detach()).mean()), rel=1e-5)
+    assert max(panel["curves"]["quadratic-l2"]["mean"]) < panel["clean"]["mean"]
+    assert "iterating lowers the output PSNR" in text
+    assert (tmp_path / "figures" / "figure4.png").stat().st_size > 10_000
+
+
+@needs_mnist
+@pytest.mark.slow
+def test_figure2_shows_what_the_network_makes_of_its_images(tmp_path):
+    paper.figure2(tmp_path, limit=2, panels="a")
+    (panel,) = json.loads((tmp_path / "figure2.json").read_text())["panels"]
+    model = networks.load("mnist-autoencoder")
+    for pictures in panel["shown"].values():
+        x, y = torch.tensor(pictures["input"]), torch.tensor(pictures["output"])
+        torch.testing.assert_close(model(x), y, rtol=1e-4, atol=1e-5)
+    original = torch.tensor(panel["shown"]["original"]["input"])
+    for name in ("adversarial", "noisy"):
+        moved = (torch.tensor(panel["shown"][name]["input"]) - original).abs()
+        assert float(moved.max()) <= 0.2 + 1e-6
+    shown = {name: np.mean(pictures["psnr_out"]) for name, pictures in panel["shown"].items()}
+    assert shown["adversarial"] < shown["noisy"] < shown["original"]
+
+
+def test_weights_and_panels_of_the_command_line_are_checked(tmp_path):
+    from typer.testing import CliRunner
+
+    from epsball.cli.app import app
+
+    for arguments, message in (
+        (["--weights", "cifar10-autoencoder"], "expected --weights NETWORK=FILE"),
+        (["--panels", "ax"], "expected --panels as letters of 'abc'"),
+    ):
+        found = CliRunner().invoke(app, ["paper", "figure4", "--out", str(tmp_path / "out"), *arguments])
+        assert found.exit_code == 2
+        assert message in found.output
+        assert not (tmp_path / "out").exists()
