@@ -22,8 +22,8 @@ def figure4_markdown(record: Record) -> str:
     """Write each panel's mean output PSNR as a table, on all images and on the paper's 20, and the verdicts."""
     lines = wrapped(
         "Output PSNR in dB between x and f(x + η), averaged over random test images; unbounded, y = x. Lower is a "
-        "stronger attack. The input PSNR is that of the whole budget, of which several steps may use less. In brackets: "
-        "the average over the first 20 of the images, as many as the paper takes."
+        "stronger attack. The input PSNR is that of the whole budget, of which several steps may use less. In "
+        "brackets: the average over the first 20 of the images, as many as the paper takes."
     )
     for panel in record["panels"]:
         few, clean = panel["few"], panel["clean"]
