@@ -2,7 +2,8 @@
 
 python docs/make_paper.py RUNS     where RUNS/table3, figure1, figure2, figure3 and figure4 are their --out folders
 
-A section whose folder is not there stays as it is in the page.
+A section whose folder is not there stays as it is in the page. Panels of Figure 4 that were made one by one (figure4a,
+figure4b, ...) are put together.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from epsball.report.paper import figure3_markdown, table3_markdown
-from epsball.report.paper_regression import figure2_markdown, figure4_markdown
+from epsball.report.paper_regression import figure2_markdown, figure4_markdown, save_figure4
 
 DOCS = Path(__file__).parent
 
@@ -71,6 +72,18 @@ SECTIONS: dict[str, tuple[str, dict[str, str], Any]] = {
 }
 
 
+def join_panels(runs: Path) -> None:
+    """Make RUNS/figure4 from the folders of its panels, where it is not there itself."""
+    parts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(runs.glob("figure4*/figure4.json"))]
+    whole = runs / "figure4"
+    if not parts or (whole / "figure4.json").is_file():
+        return
+    record = parts[0] | {"panels": sorted((p for part in parts for p in part["panels"]), key=lambda p: p["key"])}
+    whole.mkdir(exist_ok=True)
+    (whole / "figure4.json").write_text(json.dumps(record), encoding="utf-8")
+    save_figure4(record, whole / "figures")
+
+
 def section(runs: Path, heading: str, known: dict[str, str]) -> str:
     """Write one section and copy its figures, or return what the page says."""
     folder, figures, write = SECTIONS[heading]
@@ -89,6 +102,7 @@ def section(runs: Path, heading: str, known: dict[str, str]) -> str:
 def main() -> None:
     runs, page = Path(sys.argv[1]), DOCS / "paper.md"
     (DOCS / "figures").mkdir(exist_ok=True)
+    join_panels(runs)
     before = re.split(r"^## (.+)\n\n", page.read_text(encoding="utf-8"), flags=re.M) if page.is_file() else [""]
     known = dict(zip(before[1::2], before[2::2], strict=True))
     texts = {heading: section(runs, heading, known).rstrip() for heading in SECTIONS}

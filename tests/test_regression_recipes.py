@@ -213,3 +213,21 @@ def test_options_of_the_quadratic_recipes():
             usual = eb.recipe(name, eps=0.1)(model, x)
             assert (free.gain >= 0.9 * usual.gain).all(), (name, options)
             assert math.prod(SHAPE) == free.perturbation[0].numel()
+
+
+@pytest.mark.parametrize("name", ["linear-lp-3", "quadratic-lp", "quadratic-lp-2", "random-l2"])
+@pytest.mark.parametrize("known", [False, True])
+def test_a_model_that_returns_one_number_a_sample(name, known):
+    """Outputs (B,) are as good as (B, 1), with the same answer."""
+    torch.manual_seed(0)
+    body = torch.nn.Sequential(torch.nn.Linear(6, 8), torch.nn.Tanh(), torch.nn.Linear(8, 1)).double()
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    y = body(x).detach() + 0.3
+    attack = eb.recipe(name, eps=0.2, **({} if name == "random-l2" else {"p": 2.0}))
+    column = attack(body, x, y if known else None)
+    flat = attack(lambda x: body(x).squeeze(-1), x, y.squeeze(-1) if known else None)
+    assert flat.outputs.shape == (5,)
+    torch.testing.assert_close(flat.perturbation, column.perturbation)
+    torch.testing.assert_close(flat.gain, column.gain)
+    bound = eb.upper_bound(lambda x: body(x).squeeze(-1), x, 0.2, y.squeeze(-1) if known else None)
+    torch.testing.assert_close(bound.value, eb.upper_bound(body, x, 0.2, y if known else None).value)

@@ -12,6 +12,7 @@ from epsball.iteration import State, place
 from epsball.problem import Problem
 from epsball.result import AttackResult
 from epsball.sets.base import ConstraintSet
+from epsball.tensors import flat
 
 __all__ = ["certify", "empty"]
 
@@ -29,7 +30,7 @@ def certify(
     inside = constraint.verify(x, perturbation)
     succeeds = problem.objective.success(outputs, problem.target)
     success = succeeds & inside
-    broken = state.broken | ~outputs.flatten(1).isfinite().all(1)
+    broken = state.broken | ~flat(outputs).isfinite().all(1)
     untouched = (perturbation == 0).flatten(1).all(1)
     # A minimal-norm attack is beyond eps only with a perturbation that succeeds.
     outside = ~inside if budgeted else ~inside & succeeds

@@ -309,7 +309,11 @@ def recipe(
         )
     unknown = [option for option in options if option not in row.options]
     if unknown:
-        raise InputError(f"unexpected option {unknown[0]!r} for {name!r}; it takes {', '.join(row.options) or 'none'}.")
+        own = f"; of its own it takes {', '.join(row.options)}" if row.options else ""
+        raise InputError(
+            f"unexpected option {unknown[0]!r} for {name!r}: every recipe takes p, eps, steps, bounds, weights, "
+            f"groups, k, restarts and stop where they apply{own}."
+        )
     if eps is None and row.needs_eps:
         raise InputError(f"expected eps for {name!r}, the budget in units of x; got none.")
     if row.order is not None and p is not None and p != row.order:

@@ -7,12 +7,17 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["dot", "expand", "finite", "norm", "order"]
+__all__ = ["dot", "expand", "finite", "flat", "norm", "order"]
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:
     """View a (B,) tensor so that it broadcasts against a (B, *S) one."""
     return value.reshape(value.shape[0], *([1] * (like.dim() - 1)))
+
+
+def flat(a: Tensor) -> Tensor:
+    """View (B, *S) as (B, M), also where there is nothing after the batch: (B,) as (B, 1)."""
+    return a.reshape(len(a), math.prod(a.shape[1:]))
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

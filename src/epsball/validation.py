@@ -153,7 +153,10 @@ def check_labels(target: object, batch: int) -> Tensor:
     if not isinstance(target, Tensor):
         raise InputError(f"expected target as a tensor of class indices (B,), got {type(target).__name__}.")
     if target.dtype in (torch.bool, torch.uint8) or target.is_floating_point() or target.is_complex():
-        raise InputError(f"expected target as class indices in int64, got {target.dtype}; use target.long().")
+        raise InputError(
+            f"expected target as class indices in int64, got {target.dtype}; use target.long(), or for a regression "
+            "model a recipe such as 'quadratic-lp' or 'linear-lp-10'."
+        )
     if target.shape != (batch,):
         raise InputError(f"expected target of shape ({batch},), one class a sample, got {tuple(target.shape)}.")
     return target.detach().to(torch.int64)

@@ -80,7 +80,7 @@ def judge_panel(key: str, outs: dict[str, Tensor], baselines: dict[str, str], cl
         if c.first in outs and c.second in outs
     ]
     for name, baseline in baselines.items():
-        rows.append(_compare(f"{name} is at or below {baseline}", "issue: every attack", outs[name], outs[baseline]))
+        rows.append(_compare(f"{name} is at or below {baseline}", "not in the paper", outs[name], outs[baseline]))
     if key == "c":
         rows += [_drop(k, outs[f"linear-pixel-{k}"], outs[f"random-pixel-{k}"], clean) for k in (1, 100)]
     return rows

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from epsball.errors import InputError
+from epsball.tensors import flat
 
 __all__ = ["METHODS", "Method", "Products"]
 
@@ -82,7 +83,7 @@ class Products:
                 (found,) = torch.autograd.grad(
                     self._adjoint, self._dummy, u.view(len(u), *self._point.shape), None, True, is_grads_batched=True
                 )
-                return found.detach().flatten(2)
+                return found.detach().reshape(*found.shape[:2], -1)
             except RuntimeError:
                 self._batched = False  # a layer that cannot be vectorised; one by one does the same
         return torch.stack([self.jvp(v) for v in u])
@@ -94,7 +95,7 @@ class Products:
                 (found,) = torch.autograd.grad(
                     self.outputs, self._leaf, w.view(len(w), *self.outputs.shape), None, True, is_grads_batched=True
                 )
-                return found.detach().flatten(2)
+                return found.detach().reshape(*found.shape[:2], -1)
             except RuntimeError:
                 self._batched = False
         return torch.stack([self.vjp(v) for v in w])
@@ -123,11 +124,11 @@ class Products:
         if self._method == "forward-mode":
             with torch.no_grad(), self._attention():
                 tangent: Tensor = torch.func.jvp(self._model, (self._point,), (u,))[1]
-            return tangent.detach().flatten(1)
+            return flat(tangent.detach())
         if not self._adjoint.requires_grad:  # the outputs do not depend on the input
-            return torch.zeros_like(self.outputs).detach().flatten(1)
+            return flat(torch.zeros_like(self.outputs).detach())
         (found,) = torch.autograd.grad(self._adjoint, self._dummy, u, retain_graph=True, allow_unused=True)
-        return (torch.zeros_like(self.outputs) if found is None else found).detach().flatten(1)
+        return flat((torch.zeros_like(self.outputs) if found is None else found).detach())
 
     def _adjoint_to(self, u: Tensor, image: Tensor) -> bool:
         """Tell whether ⟨w, Ju⟩ = ⟨Jᵀw, u⟩ for some w.

@@ -12,6 +12,7 @@ from torch import Tensor
 from epsball.errors import InputError
 from epsball.local_models.products import METHODS, Method, Products
 from epsball.objectives import Objective, SquaredError
+from epsball.tensors import flat
 
 __all__ = ["GaussNewton", "Quadratic"]
 
@@ -29,7 +30,7 @@ class GaussNewton:
         self._model, self._batched, self._target, self.options, self.point = model, batched, target, options, point
         self._products = Products(model, point, options.products, batched=batched)
         self.outputs = self._products.outputs.detach()
-        self.residual = (self.outputs - target).flatten(1)
+        self.residual = flat(self.outputs - target)
         self._gradient: Tensor | None = None
         self._probe: Tensor | None = None
         self._linearised = self._products.linearised

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from epsball.errors import InputError
+from epsball.tensors import flat
 
 __all__ = ["psnr"]
 
@@ -21,5 +22,5 @@ def psnr(reference: Tensor, changed: Tensor, peak: float = 1.0) -> Tensor:
         raise InputError(f"expected floating batches, got {reference.dtype} and {changed.dtype}; convert them first.")
     if not peak > 0:
         raise InputError(f"expected peak > 0, got {peak!r}.")
-    error = (changed - reference).flatten(1).square().mean(1)
+    error = flat(changed - reference).square().mean(1)
     return 10.0 * (peak * peak / error).log10() if error.numel() else torch.zeros_like(error)

@@ -16,6 +16,7 @@ from epsball.metrics.intervals_student import student_interval
 from epsball.metrics.psnr import psnr
 from epsball.result import AttackResult
 from epsball.target_model import TargetModel
+from epsball.tensors import flat
 from epsball.validation import check_batch, check_count, check_model, check_sample_id
 
 __all__ = ["PsnrCurve", "model_outputs", "psnr_curve", "squared_error"]
@@ -115,7 +116,7 @@ def model_outputs(model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
 
 def squared_error(outputs: Tensor, y: Tensor) -> Tensor:
     """Compute ‖f - y‖² of each sample, (B, *O) x (B, *O) -> (B,), in the outputs' type."""
-    return (outputs - y).flatten(1).square().sum(1)
+    return flat(outputs - y).square().sum(1)
 
 
 def _columns(x: Tensor, y: Tensor, result: AttackResult, peak: float, output_peak: float) -> dict[str, Tensor]:

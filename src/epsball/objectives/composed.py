@@ -12,6 +12,7 @@ from epsball.errors import InputError
 from epsball.objectives.base import Objective, two_class
 from epsball.objectives.classification import CrossEntropy, Margin
 from epsball.objectives.regression import SquaredError
+from epsball.tensors import flat
 
 __all__ = ["ByTarget", "Custom", "Ensemble", "as_objective"]
 
@@ -65,7 +66,7 @@ class Custom(Objective):
         if not isinstance(said, Tensor) or said.shape != outputs.shape[:1] or said.dtype != torch.bool:
             what = f"{tuple(said.shape)}, {said.dtype}" if isinstance(said, Tensor) else type(said).__name__
             raise InputError(f"expected succeeds to return one bool a sample, ({len(outputs)},), got {what}.")
-        return said & outputs.flatten(1).isfinite().all(1)
+        return said & flat(outputs).isfinite().all(1)
 
 
 @dataclass(frozen=True)

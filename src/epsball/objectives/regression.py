@@ -9,6 +9,7 @@ from torch import Tensor
 
 from epsball.errors import InputError
 from epsball.objectives.base import Objective
+from epsball.tensors import flat
 
 __all__ = ["SquaredError"]
 
@@ -30,17 +31,18 @@ class SquaredError(Objective):
 
     def pieces(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Compute the squared error of each sample, (B, 1)."""
-        return (outputs - target).flatten(1).square().sum(1, keepdim=True)
+        return flat(outputs - target).square().sum(1, keepdim=True)
 
     def success(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Tell whether the error exceeds the threshold, (B,); never where outputs are not finite."""
-        return (self.gain(outputs, target) > self.threshold) & outputs.flatten(1).isfinite().all(1)
+        return (self.gain(outputs, target) > self.threshold) & flat(outputs).isfinite().all(1)
 
     def check(self, outputs: Tensor, target: Tensor | None, batch: int) -> Tensor:
         """Refuse a target of another shape than the output."""
         target = super().check(outputs, target, batch)
         if target.shape[1:] != outputs.shape[1:]:
             raise InputError(
-                f"expected a target of the output's shape {(batch, *outputs.shape[1:])}, got {tuple(target.shape)}."
+                f"expected a target of the output's shape {(batch, *outputs.shape[1:])}, got {tuple(target.shape)}; "
+                "reshape it, or for class labels use a recipe of classification such as 'pgd'."
             )
         return target.to(outputs.dtype)

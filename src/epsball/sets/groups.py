@@ -163,7 +163,10 @@ class Groups(ConstraintSet):
     def _number(self, x: Tensor) -> int:
         number = int(self.ids(x).max()) + 1
         if self.k > number:
-            raise InputError(f"expected k <= {number}, the number of groups, got k={self.k}.")
+            raise InputError(
+                f"expected k <= {number}, the number of groups, got k={self.k}; a group each entry is "
+                "groups=torch.arange(M).view(one sample's shape)."
+            )
         return number
 
     def _sums(self, value: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from epsball.local_models import Expansion, GaussNewton
 from epsball.randomness import Generators
 from epsball.sets.base import ConstraintSet
 from epsball.solvers.base import Formulation, Step
-from epsball.tensors import dot, expand
+from epsball.tensors import dot, expand, flat
 
 __all__ = ["MinNorm"]
 
@@ -49,7 +49,7 @@ class MinNorm(Formulation):
         value, gradient = expansion.value, expansion.gradient
         batch = len(value)
         # At a tie the gap is zero and so would be the step: ask for a rounding error more than the scores can hide.
-        floor = 16.0 * torch.finfo(value.dtype).eps * (1.0 + expansion.outputs.flatten(1).abs().amax(1, keepdim=True))
+        floor = 16.0 * torch.finfo(value.dtype).eps * (1.0 + flat(expansion.outputs).abs().amax(1, keepdim=True))
         floor = floor.to(value.dtype)
         gap = ((1.0 + self.overshoot) * -value).clamp_min(floor)
         needed = torch.minimum(gap * (1.0 - (1e-5 if value.dtype == torch.float32 else 1e-9)), -value + 0.5 * floor)

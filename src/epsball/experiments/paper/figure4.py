@@ -65,7 +65,8 @@ def figure4(
             curves[name] = _measure(panel, name, method, model, x, ids, seed, batch_size, progress)
             tables.append(_table(panel, name, curves[name], ids))
         records.append(_record(panel, model, x, curves, source))
-    record = {"made_by": "epsball paper figure4", "seed": seed, "limit": limit, "panels": records, **versions()}
+    made_by = "epsball paper figure4" + (f" --panels {panels}" if panels != "abc" else "")
+    record = {"made_by": made_by, "seed": seed, "limit": limit, "panels": records, **versions()}
     text = figure4_markdown(record)
     write(out, "results.parquet", concat(tables))
     write(out, "figure4.json", record)

@@ -147,6 +147,8 @@ def _train(network: str, dataset: str, folder: Path, data_root: str | None, prog
     if path.is_file():
         return path
     folder.mkdir(parents=True, exist_ok=True)
+    if progress is not None:
+        progress(f"reading {dataset} to train {network}, whose weights do not come along", 0, 1, 0.0)
 
     def advance(done: int, total: int, loss: float) -> None:
         if progress is not None:
