@@ -242,9 +242,10 @@ def test_through_the_set_with_weights_and_a_batch_as_its_samples_alone(weighted)
         best = np_trust_region(jacobian[i] * w, residual[i], float(eps[i]))
         assert np.sum((residual[i] + jacobian[i] @ delta) ** 2) == pytest.approx(best, rel=1e-6)
         alone = step([i]).delta[0]
-        if i == 0 and float((alone - whole.delta[0]).abs().max()) > 1e-9:
+        if i == 0 and float((alone - whole.delta[0]).abs().max()) > 1e-6:
             alone = -alone  # without a residual both are solutions, and rounding in f(x) decides
-        torch.testing.assert_close(alone, whole.delta[i], rtol=0, atol=1e-12)
+        # There the space starts from that rounding too, and the solution is known to the solver's tolerance.
+        torch.testing.assert_close(alone, whole.delta[i], rtol=0, atol=1e-12 if i else 1e-7)
     assert whole.exact.all()
     assert (whole.kkt <= 1e-7).all()
     torch.testing.assert_close(step([4, 2, 1]).delta, whole.delta[[4, 2, 1]], rtol=0, atol=1e-12)

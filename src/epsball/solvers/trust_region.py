@@ -139,16 +139,18 @@ class _Space:
         vectors = torch.cat([vectors[:, :, :-1], vectors[:, :, -1:] * sign[:, None, None]], 2)
         y, above = secular(theta, vectors, slope, self.eps)
         lam = theta[:, -1] + above
-        # The solution and the two leading eigenvectors at once: a pass over the basis costs as much as a product.
-        chosen = torch.stack([y, vectors[:, :, -1], vectors[:, :, -min(2, m)]], 2)
-        zeta, top, next_top = self._combine(self.basis, chosen)
-        image = self._combine(self.image, chosen)
-        scale, tops, next_tops = (value.to(zeta.dtype)[:, None] for value in (lam, theta[:, -1], theta[:, -min(2, m)]))
-        residual = image[0] + self.linear - scale * zeta
-        ritz = image[1] - tops * top
+        zeta, top = self._combine(self.basis, y), self._combine(self.basis, vectors[:, :, -1])
+        scale = lam.to(zeta.dtype)[:, None]
+        residual = self._combine(self.image, y) + self.linear - scale * zeta
+        tops = theta[:, -1].to(zeta.dtype)[:, None]
+        ritz = self._combine(self.image, vectors[:, :, -1]) - tops * top
         # Without a linear term the two coincide, and the second eigenvector's residual helps more.
-        other = image[2] - next_tops * next_top
-        second = torch.where((self.linear != 0).any(1, keepdim=True), ritz, other)
+        if m > 1:
+            other = self._combine(self.image, vectors[:, :, -2])
+            other = other - theta[:, -2].to(zeta.dtype)[:, None] * self._combine(self.basis, vectors[:, :, -2])
+            second = torch.where((self.linear != 0).any(1, keepdim=True), ritz, other)
+        else:
+            second = ritz
         tiny = torch.finfo(zeta.dtype).tiny
         left = torch.linalg.vector_norm(residual, dim=1)
         kkt = left / torch.linalg.vector_norm(scale * zeta, dim=1).clamp_min(tiny)
@@ -173,7 +175,8 @@ class _Space:
         m, chosen = self.size, _independent(found.coefficients)
         n = chosen.shape[2]
         for stored in (self.basis, self.image):
-            stored[:n] = self._combine(stored, chosen)
+            kept = torch.einsum("mbd,bmn->nbd", stored[:m], chosen.to(stored.dtype))
+            stored[:n] = kept
             stored[n:] = 0.0
         small = chosen.transpose(1, 2) @ self.matrix[:, :m, :m] @ chosen
         for known in (self.slope, self.mark):
@@ -191,21 +194,21 @@ class _Space:
         length = torch.linalg.vector_norm(vector, dim=1, keepdim=True)
         unit = vector / torch.where(length > 0, length, 1.0)
         rounding = torch.finfo(vector.dtype).eps
-        present = length[:, 0] > 0
+        present = again = length[:, 0] > 0
         for turn in range(3):
             inside = torch.einsum("mbd,bd->mb", self.basis[: self.size], unit)
-            unit = unit - torch.einsum("mbd,mb->bd", self.basis[: self.size], inside)
-            length = torch.linalg.vector_norm(unit, dim=1, keepdim=True)
-            present = present & (length[:, 0] > 50.0 * rounding)
-            unit = unit / torch.where(length > 0, length, 1.0)
-            # Twice is enough but where almost all of the vector went.
-            if turn and not bool(((length[:, 0] < 0.5) & present).any()):
+            outside = unit - torch.einsum("mbd,mb->bd", self.basis[: self.size], inside)
+            length = torch.linalg.vector_norm(outside, dim=1, keepdim=True)
+            present = present & ((length[:, 0] > 50.0 * rounding) | ~again)
+            unit = torch.where(again[:, None], outside / torch.where(length > 0, length, 1.0), unit)
+            # Twice is enough but for a sample of which almost all went.
+            again = again & present & ((length[:, 0] < 0.5) | (turn == 0))
+            if not bool(again.any()):
                 break
         return torch.where(present[:, None], unit, 0.0)
 
-    def _combine(self, stored: Tensor, coefficients: Tensor) -> Tensor:
-        """Return the combinations (n, B, M) of the stored vectors with coefficients (B, m, n)."""
-        return torch.einsum("mbd,bmn->nbd", stored[: self.size], coefficients.to(stored.dtype))
+    def _combine(self, stored: Tensor, y: Tensor) -> Tensor:
+        return torch.einsum("mbd,bm->bd", stored[: self.size], y.to(stored.dtype))
 
 
 def secular(theta: Tensor, vectors: Tensor, slope: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
