@@ -132,7 +132,6 @@ def attempt(
         updated, feasible = _step(attack, problem, batch, state, expansion, offset, step)
         if isinstance(expansion, GaussNewton):
             state.count(batch.index, expansion.spent())
-        del expansion  # not kept through the next linearisation, where memory peaks
         state.feasible[batch.index] = feasible
         # A minimal-norm step that no longer moves has reached its best corner.
         stuck = ~feasible & (updated == batch.eta).flatten(1).all(1)
