@@ -277,3 +277,23 @@ def test_what_a_quadratic_attack_refuses():
         assert done.exact.all()  # a box of six entries, whatever p is
         assert done.perturbed.min() >= 0
         assert done.perturbed.max() <= 1
+
+
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0])
+def test_a_sample_that_the_bounds_alone_limit_does_not_depend_on_its_neighbours(p):
+    """One eps reaches beyond the box, the other does not: each is solved as it is alone."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(14, 10), torch.nn.Tanh(), torch.nn.Linear(10, 6)).double()
+    x = 2.0 * torch.rand(4, 14, generator=torch.Generator().manual_seed(1), dtype=torch.float64) - 1.0
+    eps = torch.tensor([100.0, 0.3, 100.0, 0.5], dtype=torch.float64)
+
+    def run(rows):
+        attack = eb.recipe("quadratic-lp", p=p, eps=eps[rows], bounds=(-1.0, 1.0))
+        return attack(model, x[rows], model(x[rows]).detach() + 0.2, sample_id=torch.tensor(rows))
+
+    whole = run([0, 1, 2, 3])
+    for i in range(4):
+        alone = run([i])
+        torch.testing.assert_close(alone.perturbation[0], whole.perturbation[i], rtol=0, atol=1e-8)
+        assert bool(alone.exact[0]) == bool(whole.exact[i])
+        assert (int(alone.jvps[0]), int(alone.backwards[0])) == (int(whole.jvps[i]), int(whole.backwards[i]))

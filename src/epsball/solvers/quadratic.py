@@ -16,7 +16,7 @@ from epsball.sets.base import ConstraintSet
 from epsball.solvers.base import Step
 from epsball.solvers.box import best_signs
 from epsball.solvers.power import ascend
-from epsball.solvers.sign_patterns import ENUMERATED, best_groups, table_of
+from epsball.solvers.sign_patterns import ENUMERATED, best_groups, group_grams, table_of
 from epsball.solvers.trust_region import trust_region
 from epsball.solvers.view import View
 
@@ -95,19 +95,21 @@ def solve_quadratic(
     """
     eps = constraint.eps_of(point)
     down, up = (bound.abs().flatten(1) for bound in constraint.room(point))
-    weights, boxed = None, False
+    weights = None
     if isinstance(constraint, LpBall):
         weights = None if constraint.weights is None else constraint.weights.to(point).flatten()[None]
         down, up = (bound if weights is None else bound.where(weights > 0, 0.0) for bound in (down, up))
         largest = constraint.size(torch.maximum(down, up).view_as(point))  # of all δ inside the bounds
-        boxed, eps = bool((largest <= eps).all()), torch.minimum(eps, largest)
+        boxed, eps = largest <= eps, torch.minimum(eps, largest)
         if not eps.isfinite().all():
             raise InputError("expected a finite eps, or finite bounds in every entry, got neither; give eps.")
+        if constraint.p != math.inf and bool(boxed.any()) and not bool(boxed.all()):
+            return _apart(model, constraint, point, streams, options, boxed)
     problem = _Problem(model, constraint, point, streams, options, eps, down, up)
     kkt = torch.full_like(eps, math.nan)
     mirrored = True
     if isinstance(constraint, LpBall):
-        if boxed:  # the bounds alone limit δ, whatever p is
+        if constraint.p != math.inf and bool(boxed.all()):  # the bounds alone limit δ, whatever p is
             delta, exact = _box(problem, down, up)
         elif constraint.p == 2.0:
             delta, exact, kkt = _euclidean(problem, weights)
@@ -126,6 +128,28 @@ def solve_quadratic(
     mirror = torch.minimum(torch.maximum(-delta, -down), up).view_as(point) if mirrored else None
     feasible = problem.flags(True)
     return Step(delta.view_as(point), feasible, exact=exact, kkt=kkt, mirror=mirror)
+
+
+def _apart(
+    model: GaussNewton,
+    constraint: LpBall,
+    point: Tensor,
+    streams: Generators,
+    options: QuadraticOptions,
+    boxed: Tensor,
+) -> Step:
+    """Solve for the samples that the bounds alone limit apart from the others, as each would be solved alone."""
+    delta, mirror = torch.zeros_like(point), torch.zeros_like(point)
+    exact, kkt = torch.zeros_like(boxed), point.new_full((len(point),), math.nan)
+    for rows in (boxed.nonzero()[:, 0], (~boxed).nonzero()[:, 0]):
+        part = model.take(rows)
+        step = solve_quadratic(part, constraint.take(rows), point[rows], streams.take(rows), options)
+        model.also_spent(rows, part)
+        delta[rows] = step.delta
+        mirror[rows] = step.delta if step.mirror is None else step.mirror
+        if step.exact is not None and step.kkt is not None:
+            exact[rows], kkt[rows] = step.exact, step.kkt.to(kkt.dtype)
+    return Step(delta, torch.ones_like(boxed), exact=exact, kkt=kkt, mirror=mirror)
 
 
 def _euclidean(problem: _Problem, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -151,7 +175,8 @@ def _vertices(problem: _Problem, weights: Tensor | None) -> tuple[Tensor, Tensor
     one = torch.ones_like(problem.eps, dtype=torch.int64)
     free = torch.ones_like(radius, dtype=torch.bool)
     limit = problem.options.products
-    delta, exact = best_groups(problem.model, alone, radius, radius, one, free, limit=limit)
+    grams = group_grams(problem.model, alone, radius, free, limit)
+    delta, exact = best_groups(problem.model, alone, radius, radius, one, free, limit=limit, grams=grams)
     # The best vertex of the whole ball is a solution wherever it lies inside the bounds.
     delta = problem.turned(delta)
     inside = torch.minimum(torch.maximum(delta, -problem.down), problem.up)
@@ -159,7 +184,7 @@ def _vertices(problem: _Problem, weights: Tensor | None) -> tuple[Tensor, Tensor
     if not bool(cut.any()):
         return delta, exact
     low, high = torch.minimum(problem.down, radius), torch.minimum(problem.up, radius)
-    vertex, _ = best_groups(problem.model, alone, low, high, one, free, limit=limit)
+    vertex, _ = best_groups(problem.model, alone, low, high, one, free, limit=limit, grams=grams)
     probe, slope = problem.model.probe(), problem.model.gradient()
     starts = [vertex, problem.lmo(probe), problem.lmo(-probe), problem.lmo(slope), *problem.random_starts()]
     raised, _ = problem.ascend(starts, cut)

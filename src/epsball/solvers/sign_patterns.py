@@ -105,15 +105,16 @@ def best_groups(
     allowed: Tensor,
     *,
     limit: int,
+    grams: GroupGrams | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Maximise ‖r + Jδ‖² over δ with -down ≤ δ ≤ up that changes at most `number` (B,) of the allowed groups (B, S).
 
     Returns δ (B, M) and whether it is known to be a global solution, (B,) bool. One group: equations (18)-(21), exact
     by enumeration of the corners for groups of up to 12 entries, greedy (20) with single flips beyond. Further groups
-    are added one by one, each the best beside those that stand: greedy.
+    are added one by one, each the best beside those that stand: greedy. grams: where they are known already.
     """
     gain = torch.maximum(down, up)
-    grams = group_grams(model, table, gain, allowed, limit)
+    grams = group_grams(model, table, gain, allowed, limit) if grams is None else grams
     entries = table.clamp_min(0)[grams.group]  # (B, S, Z)
     present = (table >= 0)[grams.group]
     low, high = (_pick(bound, entries) * present.to(bound.dtype) * sign for bound, sign in ((down, -1.0), (up, 1.0)))
