@@ -161,6 +161,10 @@ def train(
     seed: o.Seed = 0,
     limit: o.Limit = None,
     device: o.Device = "cpu",
+    schedule: Annotated[
+        str | None, typer.Option(help="full or short, where a network has both; default: short on a CPU.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on from the checkpoint beside --out, where there is one.")] = False,
 ) -> None:
     """Train a network and write its weights with a card: data, seed, epochs, test error, command."""
     from epsball.training import train as fit
@@ -176,6 +180,8 @@ def train(
             limit=limit,
             out=out,
             device=device,
+            schedule=schedule,
+            resume=resume,
             progress=lambda done, total, loss: bar(f"training, loss {loss:.3g},", done, total),
         )
     display.show_card(result.card)

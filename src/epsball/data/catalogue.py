@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from epsball.data import cifar10, digits, folder, mnist, tensors
+from epsball.data import cifar10, digits, folder, mnist, stl10, tensors
 from epsball.data.dataset import Dataset
 from epsball.errors import InputError, unknown_name
 
@@ -33,6 +33,7 @@ CATALOGUE: dict[str, Entry] = {
         ),
         Entry("mnist", "70,000 handwritten digits, 28x28 grey, official files", ("train", "test"), mnist.load),
         Entry("cifar10", "60,000 colour images, 32x32, ten classes, official files", ("train", "test"), cifar10.load),
+        Entry("stl10", "113,000 colour images, 96x96, ten classes or none, official files", stl10.SPLITS, stl10.load),
     )
 }
 SUFFIXES = (".npz", ".pt", ".pth")
@@ -60,8 +61,8 @@ def load(
 ) -> Dataset:
     """Return the samples of a data set: a name of the catalogue, a folder of images, an .npz or a .pt file.
 
-    split      "train" or "test"; data from a path have no splits (`Dataset.split` is "all"), except a folder whose
-               sub-folders are `train` and `test`
+    split      "train" or "test", or another that the set has, such as "unlabeled"; data from a path have no splits
+               (`Dataset.split` is "all"), except a folder whose sub-folders are `train` and `test`
     data_root  folder that holds the catalogue's sets; default: EPSBALL_DATA, else the user's cache folder
     limit      only the first so many samples, in the official order
     download   fetch the files of a catalogue set where they are absent
@@ -71,13 +72,11 @@ def load(
     """
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 1):
         raise InputError(f"limit must be an integer of at least 1, or None for all samples, got {limit!r}.")
-    if split not in ("train", "test"):
-        raise InputError(f"split must be 'train' or 'test', got {split!r}.")
-    if isinstance(name, str) and name in CATALOGUE:
-        row = CATALOGUE[name]
-        found = row.read(split, data_root, download)
-    else:
-        found = _from_path(name, split, limit)
+    row = CATALOGUE.get(name) if isinstance(name, str) else None
+    splits = ("train", "test") if row is None else row.splits
+    if split not in splits:
+        raise InputError(f"split must be {', '.join(map(repr, splits[:-1]))} or {splits[-1]!r}, got {split!r}.")
+    found = _from_path(name, split, limit) if row is None else row.read(split, data_root, download)
     return found if limit is None else found.head(limit)
 
 

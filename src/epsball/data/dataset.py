@@ -72,6 +72,13 @@ class Dataset:
     def __repr__(self) -> str:
         return f"Dataset({self.name!r}, {self.split}, {len(self)} samples of shape {tuple(self.x.shape[1:])})"
 
+    @property
+    def labels(self) -> torch.Tensor:
+        """The class indices, (N,) int64; InputError where the samples have none."""
+        if self.target is None or self.target.is_floating_point():
+            raise InputError(f"{self.name} has no class labels; give samples with y, or in a folder for each class.")
+        return self.target
+
     def head(self, n: int) -> Dataset:
         """Return the first n samples, or all where there are fewer; n >= 1."""
         if isinstance(n, bool) or not isinstance(n, int) or n < 1:

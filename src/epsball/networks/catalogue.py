@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from epsball.errors import InputError, unknown_name
-from epsball.networks import autoencoders, fcnn, lenet5
+from epsball.networks import autoencoders, colorization, densenet, fcnn, lenet5, nin
 from epsball.networks.spec import NetworkSpec
 from epsball.networks.storage import card_path, fill, read_card, read_tensors
 
@@ -26,7 +26,10 @@ CATALOGUE: dict[str, NetworkSpec] = {
         fcnn.MNIST_FCNN,
         lenet5.MNIST_LENET5,
         autoencoders.MNIST_AUTOENCODER,
+        nin.CIFAR10_NIN,
+        densenet.CIFAR10_DENSENET40,
         autoencoders.CIFAR10_AUTOENCODER,
+        colorization.STL10_COLORIZATION,
     )
 }
 

@@ -16,7 +16,7 @@ from torch import nn
 from epsball.data.optional import require
 from epsball.errors import InputError
 
-__all__ = ["card_path", "check_writable", "fill", "read_card", "read_tensors", "save"]
+__all__ = ["card_path", "check_writable", "fill", "read_card", "read_tensors", "replace_file", "save"]
 
 CHECKPOINTS = (".pt", ".pth")
 
@@ -124,19 +124,27 @@ def check_writable(path: Path) -> None:
         raise InputError(f"out: cannot write in {path.parent} ({error}).") from error
 
 
-def save(module: nn.Module, card: dict[str, Any], path: Path) -> dict[str, Any]:
-    """Write the weights and their card beside them, each in one step, and return the card with the sha256 added."""
+def save(module: nn.Module, card: dict[str, Any], path: Path, *, half: bool = False) -> dict[str, Any]:
+    """Write the weights and their card beside them, each in one step, and return the card with the sha256 added.
+
+    half  parameters go out in half precision; buffers, such as running variances, stay as they are
+    """
     safetensors = require("safetensors.torch", "safetensors", "writing weights")
+    trained = {key for key, _ in module.named_parameters()} if half else set()
     raw: bytes = safetensors.save(
-        {key: value.cpu().clone(memory_format=torch.contiguous_format) for key, value in module.state_dict().items()}
+        {
+            key: (value.half() if key in trained else value).cpu().clone(memory_format=torch.contiguous_format)
+            for key, value in module.state_dict().items()
+        }
     )
     card = {**card, "weights_sha256": hashlib.sha256(raw).hexdigest()}
-    _replace(path, raw)
-    _replace(card_path(path), (json.dumps(card, indent=2) + "\n").encode())
+    replace_file(path, raw)
+    replace_file(card_path(path), (json.dumps(card, indent=2) + "\n").encode())
     return card
 
 
-def _replace(path: Path, content: bytes) -> None:
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file in one step: whoever reads it finds the old content or the new, also after a kill."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:

@@ -1,4 +1,4 @@
-"""Plain training of the catalogue's networks: seeded, recorded on a card, written in one step."""
+"""Training of a network of the catalogue from its name: data, recipe, test error, card."""
 
 from __future__ import annotations
 
@@ -6,11 +6,9 @@ import math
 import os
 import shlex
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -21,11 +19,12 @@ from epsball.data import Dataset
 from epsball.errors import InputError
 from epsball.networks import NetworkSpec, TrainingRecipe
 from epsball.networks.storage import check_writable, save
+from epsball.training.checkpoint import Checkpoint, checkpoint_path
+from epsball.training.fit import MOMENTUM, Progress, fit
 
-__all__ = ["Progress", "TrainingResult", "test_error", "train"]
+__all__ = ["Schedule", "TrainingResult", "test_error", "train"]
 
-Progress = Callable[[int, int, float], None]
-"""Called after every step with the steps done, the steps in all, and the loss of that step."""
+Schedule = Literal["full", "short"]
 
 EVALUATION_BATCH = 1000
 
@@ -56,41 +55,56 @@ def train(
     limit: int | None = None,
     out: str | os.PathLike[str] | None = None,
     device: str | torch.device = "cpu",
+    schedule: str | None = None,
+    resume: bool = False,
     progress: Progress | None = None,
 ) -> TrainingResult:
-    """Minimise the recipe's mean loss over the training split with AdamW and a cosine schedule.
+    """Minimise the recipe's mean loss over the training split with AdamW or SGD and a cosine schedule.
 
     name        a network of the catalogue, or a `NetworkSpec` of your own
     data        a name or path as `epsball.data.load` takes it; default: the network's own set. Data without splits
                 give one sample in five, drawn with the seed, to the test
     epochs, batch_size   default: the network's recipe
     limit       train on the first so many samples only; the test error is always on the whole test split
-    out         .safetensors file to write; its card (.json) is written beside it
+    out         .safetensors file to write; its card (.json) is written beside it. While training, a checkpoint lies
+                there too, at most five minutes old
+    schedule    "full" or "short", the network's recipe for an accelerator or for a CPU of few cores; default: by device
+    resume      go on from the checkpoint of `out` where there is one, to the weights that the undisturbed run gives
     progress    called after every step: (steps done, steps in all, loss)
 
     The same seed, device, number of threads and PyTorch version give the same weights. The global random generators
     are left as they were. InputError, before any training, for whatever does not fit together.
     """
     spec = name if isinstance(name, NetworkSpec) else networks.spec(name)
+    place = _device(device)
+    asked, own = _recipe(spec, schedule, place)
     recipe = replace(
-        spec.recipe,
-        epochs=spec.recipe.epochs if epochs is None else _positive("epochs", epochs),
-        batch_size=spec.recipe.batch_size if batch_size is None else _positive("batch_size", batch_size),
+        own,
+        epochs=own.epochs if epochs is None else _positive("epochs", epochs),
+        batch_size=own.batch_size if batch_size is None else _positive("batch_size", batch_size),
     )
     chosen = {"epochs": recipe.epochs, "batch_size": recipe.batch_size, "seed": seed, "limit": limit}
-    place = _device(device)
     model = networks.build(spec, seed)
     path = None if out is None else Path(out).expanduser()
     if path is not None:
         check_writable(path)
+    elif resume:
+        raise InputError("resume needs out: the checkpoint lies beside the weights.")
     given = spec.data if data is None else os.fspath(data)
     fitting, testing = _splits(given, data_root, limit, seed)
     x, target = _pair(spec, fitting)
     test_x, test_target = _pair(spec, testing)
 
+    identity = {"network": spec.name, "data": fitting.digest, "schedule": asked, **chosen}
+    checkpoint = Checkpoint(None if path is None else checkpoint_path(path), identity)
+    if not resume:
+        checkpoint.remove()
     start = time.perf_counter()
-    _fit(model.to(place), recipe, x.to(place), target.to(place), seed, progress)
+    trained, fit_x, fit_target = model.to(place), x.to(place), target.to(place)
+    if spec.part is not None:
+        trained, fit_x, fit_target = spec.part(trained, fit_x, fit_target)
     seconds = time.perf_counter() - start
+    seconds += fit(trained, recipe, fit_x, fit_target, seed, checkpoint, progress)
     errors = _errors(model, test_x, test_target)
     error, psnr = float(errors.mean()), _psnr(spec, errors, testing)
     card = {
@@ -105,17 +119,24 @@ def train(
         **({} if psnr is None else {"test_psnr": psnr}),
         "test_count": len(testing),
         "loss": getattr(recipe.loss, "__name__", repr(recipe.loss)),
-        "optimiser": f"AdamW, learning rate {recipe.learning_rate} falling to 0 along a cosine, "
-        f"weight decay {recipe.weight_decay}",
+        "schedule": asked,
+        "optimiser": _optimiser(recipe),
+        "augmentation": getattr(recipe.augment, "__name__", None),
+        "sizes": [list(size) for size in recipe.sizes],
+        "dropout": recipe.dropout,
+        "precision": "float16" if recipe.half else "float32",
         **chosen,
         "device": str(place),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "seconds": round(seconds, 1),
-        "command": _command(spec, given, chosen, path),
+        "command": _command(spec, given, own, chosen, asked, path),
     }
     model = model.cpu().eval()
-    return TrainingResult(model, card if path is None else save(model, card, path), error, psnr)
+    if path is not None:
+        card = save(model, card, path, half=recipe.half)
+        checkpoint.remove()
+    return TrainingResult(model, card, error, psnr)
 
 
 def test_error(model: nn.Module, x: torch.Tensor, target: torch.Tensor) -> float:
@@ -152,59 +173,13 @@ def _errors(model: nn.Module, x: torch.Tensor, target: torch.Tensor) -> torch.Te
 
 
 def _psnr(spec: NetworkSpec, errors: torch.Tensor, part: Dataset) -> float | None:
-    """Return the mean PSNR in dB where the output is meant to be the input, whose range is known; else None."""
-    if spec.task != "regression" or not spec.recipe.target_is_input or part.bounds is None:
+    """Return the mean PSNR in dB where the output is meant to be the data's sample, of known range; else None."""
+    reconstructs = spec.recipe.target_is_input or spec.pairs is not None
+    if spec.task != "regression" or not reconstructs or part.bounds is None:
         return None
     peak = part.bounds[1] - part.bounds[0]
     value = float((10.0 * (peak * peak / errors).log10()).mean())
     return value if math.isfinite(value) else None
-
-
-def _fit(
-    model: nn.Module,
-    recipe: TrainingRecipe,
-    x: torch.Tensor,
-    target: torch.Tensor,
-    seed: int,
-    progress: Progress | None,
-) -> None:
-    order = torch.Generator().manual_seed(seed)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=recipe.weight_decay)
-    steps = recipe.epochs * math.ceil(len(x) / recipe.batch_size)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
-    done = 0
-    model.train()
-    with _reproducible(x.device, seed):
-        for _ in range(recipe.epochs):
-            shuffled = torch.randperm(len(x), generator=order).to(x.device)
-            for index in torch.split(shuffled, recipe.batch_size):
-                optimiser.zero_grad()
-                loss = recipe.loss(model(x[index]), target[index])
-                value = float(loss.detach())
-                if not math.isfinite(value):
-                    raise FloatingPointError(f"training diverged: the loss is {value} at step {done + 1} of {steps}")
-                loss.backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
-                schedule.step()
-                done += 1
-                if progress is not None:
-                    progress(done, steps, value)
-    model.eval()
-
-
-@contextmanager
-def _reproducible(place: torch.device, seed: int) -> Iterator[None]:
-    """Seed the global generators, which dropout draws from, and give them back as they were."""
-    index = [] if place.type == "cpu" else [place.index or 0]
-    kind = "cuda" if place.type == "cpu" else place.type
-    with (
-        torch.random.fork_rng(devices=index, device_type=kind),
-        torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False),
-    ):
-        torch.default_generator.manual_seed(seed)
-        if place.type != "cpu":
-            torch.get_device_module(place).manual_seed(seed)
-        yield
 
 
 def _splits(data: str, root: str | os.PathLike[str] | None, limit: int | None, seed: int) -> tuple[Dataset, Dataset]:
@@ -222,31 +197,50 @@ def _splits(data: str, root: str | os.PathLike[str] | None, limit: int | None, s
 
 def _pair(spec: NetworkSpec, part: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (x, target) as the network's loss takes them, or say what does not fit."""
-    shape = tuple(part.x.shape[1:])
-    if shape != spec.input_shape:
+    if spec.pairs is None:
+        x, target = part.x, part.x if spec.recipe.target_is_input else part.target
+    else:
+        x, target = spec.pairs(part.x)
+    shape = tuple(x.shape[1:])
+    if not spec.takes(shape):
         raise InputError(
             f"{spec.name} takes samples of shape {spec.input_shape}, those of {part.name} are {shape}; "
             f"use data of that shape, such as {spec.data!r}, or another network."
         )
-    target = part.x if spec.recipe.target_is_input else part.target
     if target is None:
         raise InputError(f"{part.name} has no targets, {spec.name} needs them; add y, or class sub-folders.")
     if spec.task == "classification":
         if target.is_floating_point() or int(target.max()) >= spec.outputs:
             found = f"{target.dtype} targets" if target.is_floating_point() else f"class {int(target.max())}"
             raise InputError(f"{spec.name} needs class indices from 0 to {spec.outputs - 1}, {part.name} has {found}.")
-    elif not target.is_floating_point() or math.prod(target.shape[1:]) != spec.outputs:
+    elif not target.is_floating_point() or (spec.multiple is None and math.prod(target.shape[1:]) != spec.outputs):
         raise InputError(
             f"{spec.name} needs floating targets of {spec.outputs} values a sample, {part.name} has "
             f"{target.dtype} of shape {tuple(target.shape)}."
         )
-    return part.x, target
+    return x, target
 
 
 def _positive(what: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise InputError(f"{what} must be an integer of at least 1, got {value!r}.")
     return value
+
+
+def _recipe(spec: NetworkSpec, schedule: str | None, place: torch.device) -> tuple[Schedule, TrainingRecipe]:
+    if schedule not in (None, "full", "short"):
+        raise InputError(f"schedule must be 'full' or 'short', got {schedule!r}.")
+    if spec.short is None or schedule == "full" or (schedule is None and place.type != "cpu"):
+        return "full", spec.recipe
+    return "short", spec.short
+
+
+def _optimiser(recipe: TrainingRecipe) -> str:
+    name = "AdamW" if recipe.optimiser == "adamw" else f"SGD with Nesterov momentum {MOMENTUM}"
+    rising = f"rising from 0 over {recipe.warm_up:.0%} of the steps, then " if recipe.warm_up > 0.0 else ""
+    return f"{name}, learning rate {recipe.learning_rate} {rising}falling to 0 along a cosine, weight decay " + str(
+        recipe.weight_decay
+    )
 
 
 def _device(device: str | torch.device) -> torch.device:
@@ -263,9 +257,13 @@ def _describe(part: Dataset) -> dict[str, Any]:
     return {"split": part.split, "count": len(part), "source": part.source, "digest": part.digest}
 
 
-def _command(spec: NetworkSpec, data: str, chosen: dict[str, Any], path: Path | None) -> str:
+def _command(
+    spec: NetworkSpec, data: str, own: TrainingRecipe, chosen: dict[str, Any], schedule: str, path: Path | None
+) -> str:
     words = ["epsball", "train", spec.name, "--data", data]
-    defaults = {"epochs": spec.recipe.epochs, "batch_size": spec.recipe.batch_size, "seed": 0, "limit": None}
+    if spec.short is not None:
+        words += ["--schedule", schedule]
+    defaults = {"epochs": own.epochs, "batch_size": own.batch_size, "seed": 0, "limit": None}
     for option, value in chosen.items():
         if value != defaults[option]:
             words += [f"--{option.replace('_', '-')}", str(value)]
