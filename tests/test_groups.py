@@ -13,6 +13,10 @@ from epsball.sets import Groups, channels, patches, pixels
 
 IDS = torch.tensor([[0, 0, 1, 2], [2, 2, 3, 0], [4, 3, 1, 4]])  # five groups of unequal size
 BOUNDS = [None, (0.0, 1.0), (0.0, math.inf)]
+# Entries that may move further than others, frozen ones, and group 3 frozen whole.
+W = torch.tensor([[1.0, 2.0, 0.5, 0.0], [3.0, 1.0, 0.0, 1.0], [1.0, 0.0, 2.0, 0.25]], dtype=torch.float64)
+WEIGHTS = [None, W]
+weighting = pytest.mark.parametrize("weights", WEIGHTS, ids=["plain", "weighted"])
 
 
 def batch(seed, shape=(3, 4), size=6):
@@ -31,6 +35,12 @@ def limits(x, bounds):
     return np.minimum(lo - x, 0.0), np.maximum(hi - x, 0.0)
 
 
+def reach_of(eps, weights):
+    """How far each entry may move: eps w, 0 where it is frozen also for eps = inf."""
+    w = np.ones(IDS.shape) if weights is None else weights.numpy()
+    return w, np.where(w > 0, eps * np.where(w > 0, w, 1.0), 0.0)
+
+
 def subsets(number, k, used=()):
     free = [s for s in range(number) if s not in used]
     return [c for r in range(min(k, len(free)) + 1) for c in itertools.combinations(free, r)]
@@ -42,11 +52,11 @@ def corner(g, x, eps, bounds, mask):
     return np.where(mask, np.sign(g) * np.where(g == 0, 0.0, reach), 0.0)
 
 
-def least_radius(g, x, gap, bounds, mask):
-    """Return min r with sum |g| min(capacity, r) >= gap over the mask, inf where even r = inf falls short."""
+def least_radius(g, x, gap, bounds, mask, weights):
+    """Return min r with sum |g| min(capacity, r w) >= gap over the mask, inf where even r = inf falls short."""
     down, up = limits(x, bounds)
-    use = mask & (g != 0)
-    w, c = np.abs(g)[use], np.where(g > 0, up, -down)[use]
+    use = mask & (g != 0) & (weights > 0)
+    w, c = (np.abs(g) * weights)[use], np.where(g > 0, up, -down)[use] / weights[use]
     knots = np.sort(c)
     for low, high in itertools.pairwise([0.0, *knots, math.inf]):
         before = float((w * np.minimum(c, low)).sum())
@@ -58,35 +68,39 @@ def least_radius(g, x, gap, bounds, mask):
 
 @pytest.mark.parametrize("bounds", BOUNDS)
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
-def test_lmo_and_support_are_the_best_of_all_subsets(bounds, k):
+@weighting
+def test_lmo_and_support_are_the_best_of_all_subsets(bounds, k, weights):
     x, g = batch(k)
     for eps in (0.3, torch.linspace(0.0, 2.0, len(x)).double()):
-        grp = Groups(IDS, k, eps, bounds)
+        grp = Groups(IDS, k, eps, bounds, weights=weights)
         eta, support = grp.lmo(g, x), grp.support(g, x)
         assert bool(grp.contains(eta, x).all())
         assert bool((eta[g == 0] == 0).all())
         each = torch.as_tensor(eps, dtype=torch.float64).expand(len(x)).numpy()
         for i in range(len(x)):
-            args = g[i].numpy(), x[i].numpy(), each[i], bounds
+            _, reach = reach_of(each[i], weights)
+            args = g[i].numpy(), x[i].numpy(), reach, bounds
             values = [float((args[0] * corner(*args, np.isin(IDS, c))).sum()) for c in subsets(5, k)]
             assert float((g[i] * eta[i]).sum()) == pytest.approx(max(values), rel=1e-12, abs=1e-15)
             assert float(support[i]) == pytest.approx(max(values), rel=1e-12, abs=1e-15)
             assert len(np.unique(IDS.numpy()[eta[i].numpy() != 0])) <= k
-            assert float(eta[i].abs().max()) <= each[i]
+            assert (eta[i].abs().numpy() <= reach).all()
 
 
 @pytest.mark.parametrize("bounds", BOUNDS)
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
-def test_project_is_the_nearest_of_all_subsets(bounds, k):
+@weighting
+def test_project_is_the_nearest_of_all_subsets(bounds, k, weights):
     x, z = batch(10 + k)
     for eps in (0.3, math.inf):
-        grp = Groups(IDS, k, eps, bounds)
+        grp = Groups(IDS, k, eps, bounds, weights=weights)
+        _, reach = reach_of(eps, weights)
         eta = grp.project(z, x)
         assert bool(grp.contains(eta, x).all())
         assert torch.equal(grp.project(eta, x), eta)
         for i in range(len(x)):
             down, up = limits(x[i].numpy(), bounds)
-            clipped = np.clip(z[i].numpy(), np.maximum(down, -eps), np.minimum(up, eps))
+            clipped = np.clip(z[i].numpy(), np.maximum(down, -reach), np.minimum(up, reach))
             distances = [
                 float(((np.where(np.isin(IDS, c), clipped, 0.0) - z[i].numpy()) ** 2).sum()) for c in subsets(5, k)
             ]
@@ -95,16 +109,18 @@ def test_project_is_the_nearest_of_all_subsets(bounds, k):
 
 @pytest.mark.parametrize("bounds", BOUNDS)
 @pytest.mark.parametrize("k", [1, 2, 3, 4, 5])
-def test_smallest_is_the_least_radius_of_all_subsets(bounds, k):
+@weighting
+def test_smallest_is_the_least_radius_of_all_subsets(bounds, k, weights):
     x, g = batch(20 + k)
-    grp = Groups(IDS, k, 1e-3, bounds)  # eps must not matter
+    grp = Groups(IDS, k, 1e-3, bounds, weights=weights)  # eps must not matter
+    w, unlimited = reach_of(math.inf, weights)
     for gap in (torch.linspace(-0.2, 5.0, len(x)).double(), torch.full((len(x),), 0.4).double()):
         eta = grp.smallest(g, gap, x)
         for i in range(len(x)):
             masks = [np.isin(IDS, c) for c in subsets(5, k)]
             args = g[i].numpy(), x[i].numpy()
             gain = float((g[i] * eta[i]).sum())
-            radii = [least_radius(*args, float(gap[i]), bounds, m) for m in masks]
+            radii = [least_radius(*args, float(gap[i]), bounds, m, w) for m in masks]
             down, up = limits(args[1], bounds)
             assert bool((eta[i].numpy() >= down - 1e-15).all())
             assert bool((eta[i].numpy() <= up + 1e-15).all())
@@ -115,7 +131,7 @@ def test_smallest_is_the_least_radius_of_all_subsets(bounds, k):
                 assert gain >= float(gap[i]) * (1 - 1e-12)
                 assert float(grp.size(eta)[i]) == pytest.approx(min(radii), rel=1e-12)
             else:
-                best = max(float((args[0] * corner(*args, math.inf, bounds, m)).sum()) for m in masks)
+                best = max(float((args[0] * corner(*args, unlimited, bounds, m)).sum()) for m in masks)
                 assert gain == pytest.approx(best, rel=1e-12)
 
 
@@ -202,6 +218,41 @@ def test_sample_changes_k_random_groups(boundary):
         assert abs(float(moved.abs().mean()) - 0.15) < 0.01
     inside = Groups(IDS, 2, 0.9, (0.0, 1.0))
     assert bool(inside.contains(inside.sample(x, Generators.of(3, torch.arange(len(x)))), x).all())
+
+
+def test_weights_limit_and_freeze_the_entries_of_a_draw():
+    x = torch.full((4000, 3, 4), 0.5, dtype=torch.float64)
+    grp = Groups(IDS, 2, 0.3, weights=W)
+    streams = Generators.of(3, torch.arange(len(x)))
+    eta = grp.sample(x, streams, boundary=True)
+    assert bool(grp.contains(eta, x).all())
+    assert bool((eta[:, W == 0] == 0).all())
+    # Group 3 is frozen whole and never drawn: each of the other four has the chance 2/4.
+    assert bool((grp.count(eta) == 2).all())
+    chosen = torch.stack([(eta[:, s == IDS] != 0).any(1).double().mean() for s in (0, 1, 2, 4)])
+    assert bool(((chosen - 0.5).abs() < 5 * math.sqrt(0.25 / 4000)).all())
+    moved = eta != 0
+    torch.testing.assert_close(eta[moved].abs(), (0.3 * W).expand_as(eta)[moved])
+    offset = grp.dither(x, 0.5, streams)
+    assert bool((offset.abs() <= 0.15 * W).all())
+    assert float(offset[:, 1, 0].abs().mean()) == pytest.approx(0.5 * 0.15 * 3.0, rel=0.05)
+    with pytest.raises(InputError, match=r"weights of the shape of one sample, \(3, 4\), got \(12,\)"):
+        Groups(IDS, 1, 0.3, weights=W.flatten()).check(x)
+    with pytest.raises(InputError, match="finite weights >= 0"):
+        Groups(IDS, 1, 0.3, weights=-W)
+
+
+def test_size_and_contains_are_those_of_the_weighted_entries():
+    x = torch.full((1, 3, 4), 0.5, dtype=torch.float64)
+    grp = Groups(IDS, 2, 0.1, weights=W)
+    eta = torch.zeros_like(x)
+    eta[0, 1, 0] = 0.3  # weight 3
+    assert float(grp.size(eta)) == pytest.approx(0.1)
+    assert bool(grp.contains(eta, x))
+    assert not bool(grp.contains(1.001 * eta, x))
+    eta[0, 0, 3] = 1e-9  # frozen, of the same group
+    assert float(grp.size(eta)) == math.inf
+    assert not bool(grp.contains(eta, x))
 
 
 def test_contains_counts_groups_radius_and_range():

@@ -7,7 +7,7 @@ import torch
 
 from epsball.errors import InputError
 from epsball.sets import Groups, channels, patches, pixels
-from epsball.sets.partition import as_partition
+from epsball.sets.partition import as_partition, pixels_or_entries
 
 SHAPE = (3, 5, 4)
 
@@ -33,6 +33,8 @@ def same(a, b):
         (pixels(channel_dim=-1), SHAPE, lambda at: at[:2], 15),
         (pixels(channel_dim=-3), SHAPE, lambda at: at[1:], 20),
         (pixels(), (7,), lambda at: (), 1),
+        (pixels_or_entries(), SHAPE, lambda at: at[1:], 20),
+        (pixels_or_entries(), (7,), lambda at: at, 7),
         (channels(), SHAPE, lambda at: at[0], 3),
         (channels(channel_dim=-1), SHAPE, lambda at: at[2], 4),
         (patches(2), SHAPE, lambda at: (at[1] // 2, at[2] // 2), 6),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import re
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from torch import nn
 
 import epsball as eb
 from epsball.errors import Status
+from epsball.recipes import find
 from helpers import (
     BUILDERS,
     CLASSES,
@@ -391,7 +393,7 @@ def test_the_table_of_the_design():
     """Row by row: what a recipe's name promises."""
     assert {row.name for row in eb.recipes()} >= {
         *("fgsm", "bim", "pgd", "pgd-paper", "deepfool", "targeted", "ensemble", "alg1", "alg1-T", "alg2"),
-        *("random-l2", "random-linf", "random-pixel-T"),
+        *("random-l1", "random-l2", "random-linf", "random-pixel-T"),
     }
     everything = {"eps": 0.1}
     for name, objective, steps in (
@@ -443,7 +445,10 @@ def test_random_baselines_spend_the_budget_exactly():
     torch.testing.assert_close(linf.abs(), torch.full_like(linf, 0.3))
     l2 = eb.recipe("random-l2", eps=0.3)(model, x)
     torch.testing.assert_close(l2.norm, torch.full((40,), 0.3, dtype=x.dtype))
-    for eta in (pixel, linf, l2.perturbation):
+    l1 = eb.recipe("random-l1", eps=0.3)(model, x)
+    torch.testing.assert_close(l1.norm, l1.perturbation.abs().flatten(1).sum(1))
+    torch.testing.assert_close(l1.norm, torch.full((40,), 0.3, dtype=x.dtype))
+    for eta in (pixel, linf, l2.perturbation, l1.perturbation):
         share = float((eta > 0).sum() / (eta != 0).sum())
         assert abs(share - 0.5) < 4 * 0.5 / math.sqrt(int((eta != 0).sum()))
     # A Gaussian direction is not a scaled coin, and all pixels have the same chance.
@@ -459,13 +464,119 @@ def test_group_recipes_take_groups_and_count_them():
     assert attack.constraint.k == 2
 
 
+@pytest.mark.parametrize("name", ["linear-pixel-3", "quadratic-pixel", "random-pixel-3"])
+def test_group_recipes_change_single_entries_of_flat_samples(name):
+    """Tabular data (B, M): without groups each entry is one, and the best are those with the largest slopes."""
+    x = torch.rand(4, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    layer = nn.Linear(9, 3).double()
+    slopes = torch.tensor([0.1, 3.0, 0.2, -2.0, 0.3, 0.0, 1.0, -0.4, 0.5], dtype=torch.float64)
+    layer.weight.data = torch.stack([slopes, -slopes, torch.zeros_like(slopes)])
+    k = {"k": 3} if name == "quadratic-pixel" else {}
+    target = torch.full((4, 3), -50.0, dtype=torch.float64)
+    target[:, 1] = 50.0  # raising the first score and lowering the second always moves the outputs away
+    eta = eb.recipe(name, eps=0.1, **k)(layer, x, target).perturbation
+    assert (eta != 0).sum(1).tolist() == [3] * 4
+    assert eta[eta != 0].abs().numpy() == pytest.approx(0.1, abs=1e-12)
+    if name != "random-pixel-3":
+        assert (eta[:, [1, 3, 6]] != 0).all()
+    own = eb.recipe(name, eps=0.1, groups=torch.arange(9), **k)(layer, x, target).perturbation
+    torch.testing.assert_close(own, eta, rtol=0, atol=0)
+
+
+def test_group_recipes_take_weights():
+    """Of a linear model: the pixels with the largest weighted slopes, each entry at the end of its own reach."""
+    x = 0.2 + 0.6 * images(3)
+    layer = nn.Sequential(nn.Flatten(), nn.Linear(math.prod(SHAPE), 2).double())
+    weights = torch.rand(SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    weights[0] = 0.0
+    target = labels(layer, x)
+    result = eb.recipe("linear-pixel-1", k=2, eps=0.1, weights=weights, stop="never")(layer, x, target)
+    w = layer[1].weight.detach().double().numpy()
+    for i in range(3):
+        slope = (w[1 - int(target[i])] - w[int(target[i])]).reshape(SHAPE)
+        gain = (np.abs(slope) * weights.numpy()).sum(0).ravel()
+        best = np.zeros(64, dtype=bool)
+        best[np.argsort(gain)[-2:]] = True
+        expected = np.where(best.reshape(8, 8), np.sign(slope) * 0.1 * weights.numpy(), 0.0)
+        np.testing.assert_allclose(result.perturbation[i].numpy(), expected, rtol=0, atol=1e-12)
+    torch.testing.assert_close(result.norm, torch.full((3,), 0.1, dtype=torch.float64))
+    with pytest.raises(eb.InputError, match="groups without weights for a quadratic local model"):
+        eb.recipe("quadratic-pixel", eps=0.1, weights=weights)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("alg1-T", "T stands for a number of steps, e.g. 'alg1-10'."),
+        ("alg1-t", "t stands for a number of steps, e.g. 'alg1-10'."),
+        ("linear-lp", "T stands for a number of steps, e.g. 'linear-lp-10'."),
+        ("random-pixel-T", "T stands for a number of groups, e.g. 'random-pixel-3'."),
+        (
+            "quadratic-l2",
+            "p stands for a norm, which is given apart from the name, e.g. 'quadratic-lp' with p=2 (--p 2).",
+        ),
+        (
+            "quadratic-l2-T",
+            "T stands for a number of steps; p stands for a norm, which is given apart from the name, e.g. "
+            "'quadratic-lp-10' with p=2 (--p 2).",
+        ),
+        (
+            "linear-linf-7",
+            "p stands for a norm, which is given apart from the name, e.g. 'linear-lp-7' with p=math.inf (--p inf).",
+        ),
+        ("random-lp", "p stands for a norm: 'random-l1', 'random-l2' or 'random-linf'."),
+        ("pgd-7", "'pgd' takes the number of steps apart from its name: steps=7 (--steps 7)."),
+        ("quadratic-pixel-4", "'quadratic-pixel' takes the number of groups apart from its name: k=4 (--k 4)."),
+    ],
+)
+def test_letters_and_norms_in_names_are_explained(name, message):
+    with pytest.raises(eb.InputError) as caught:
+        eb.recipe(name, eps=0.1)
+    assert str(caught.value) == f"unknown attack {name!r}; {message}"
+
+
+@pytest.mark.parametrize("row", eb.recipes(), ids=lambda row: row.name)
+def test_every_name_with_its_letter_says_a_name_that_exists(row):
+    """What the catalogue prints, typed as it is: the error names a recipe that can be composed."""
+    if not row.name.endswith("-T"):
+        assert find(row.name)[0] is row
+        return
+    with pytest.raises(eb.InputError, match="T stands for a number of") as caught:
+        find(row.name)
+    (named,) = re.findall(r"e\.g\. '([^']+)'", str(caught.value))
+    assert find(named)[0] is row
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "meant"),
+    [
+        ("pgd", "epsilon", "eps"),
+        ("pgd", "EPS", "eps"),
+        ("pgd", "norm", "p"),
+        ("pgd", "num_steps", "steps"),
+        ("pgd", "step", "steps"),
+        ("pgd", "clip_values", "bounds"),
+        ("pgd", "bound", "bounds"),
+        ("pgd", "weight", "weights"),
+        ("targeted", "labels", "label"),
+        ("ensemble", "surrogate", "surrogates"),
+        ("alg1-10", "dithering", "dither"),
+    ],
+)
+def test_a_near_miss_says_which_option_was_meant(name, option, meant):
+    with pytest.raises(
+        eb.InputError, match=f"unexpected option '{option}' for '{name}': did you mean {meant}\\? every"
+    ):
+        eb.recipe(name, **{option: 0.1})
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ({"name": "algl-10", "eps": 0.1}, r"unknown attack 'algl-10'; did you mean .*'alg1-10'"),
         ({"name": "deepfol"}, r"did you mean .*'deepfool'"),
         ({"name": "zzzzzz"}, r"choose one of: .*'?fgsm"),
-        ({"name": "alg1-T", "eps": 0.1}, r"unknown attack 'alg1-T'.*'alg1-10'"),
+        ({"name": "alg1-T", "eps": 0.1}, r"unknown attack 'alg1-T'; T stands for .*'alg1-10'"),
         ({"name": "alg1-10\n", "eps": 0.1}, "unknown attack"),
         ({"name": "alg1--3", "eps": 0.1}, "unknown attack"),
         ({"name": None, "eps": 0.1}, "unknown attack None"),
@@ -502,7 +613,7 @@ def test_group_recipes_take_groups_and_count_them():
         ({"name": "pgd", "eps": 0.1, "restarts": 0}, "expected restarts as an integer >= 1"),
         ({"name": "pgd", "eps": 0.1, "stop": "soon"}, "expected stop as"),
         ({"name": "random-l2", "eps": 0.1, "p": 1.0}, "expected p=2 for 'random-l2', got p=1.0"),
-        ({"name": "random-pixel-3", "eps": 0.1, "p": 2.0}, "it takes neither p nor weights"),
+        ({"name": "random-pixel-3", "eps": 0.1, "p": 2.0}, r"at most eps in each entry \(p = inf\), got p=2.0"),
         ({"name": "fgsm", "eps": 0.1, "groups": eb.pixels()}, "is no group recipe"),
     ],
     ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",

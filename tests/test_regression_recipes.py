@@ -204,7 +204,7 @@ def test_options_of_the_quadratic_recipes():
     assert eb.recipe("quadratic-lp", eps=0.1).local_model == eb.Quadratic()
     with pytest.raises(eb.InputError, match="unexpected option 'memory' for 'linear-lp-2'"):
         eb.recipe("linear-lp-2", eps=0.1, memory=1.0)
-    with pytest.raises(eb.InputError, match="it takes neither p nor weights"):
+    with pytest.raises(eb.InputError, match=r"at most eps in each entry \(p = inf\), got p=2"):
         eb.recipe("quadratic-pixel", eps=0.1, p=2)
     model, x = autoencoder(), images(2)
     for options in ({"memory": 0.0}, {"products": "double-backward"}, {"products": "forward-mode"}):

@@ -36,8 +36,10 @@ from epsball.report import (
     write_page,
 )
 from epsball.report.answer import answer, explain_eps
+from epsball.report.quality import quality_answer
 from epsball.report.style import Drawing, line_styles, new_figure
-from epsball.report.text import label, printable, share
+from epsball.report.text import label, listed, printable, share
+from epsball.report.views import status_view
 
 SCHEMA = pa.schema(
     [
@@ -318,12 +320,76 @@ def test_answer_where_nothing_fools_half_a_tie_and_noise_in_another_norm() -> No
     rows = many("dear", 0.1, 4, 10, forwards=50) + many("cheap", 0.1, 4, 10) + many("random-l2", 0.1, 1, 10, p=2.0)
     rows += many("cheap", 0.05, 1, 10)
     found = answer(fooling_table(table(rows)))
-    assert "cheap, fools 40.0" in found.text
+    assert "the strongest attacks run, cheap and dear, each fool 40.0" in found.text
+    assert found.strongest is not None
+    assert found.strongest["attack"] == "cheap"
     assert "noise" not in found.text
     assert (
         found.reason
         == "0.1 is the largest of the 2 budgets tried (0.05 to 0.1); at none of them did an attack fool half."
     )
+
+
+def test_answer_names_whatever_lies_within_the_interval_of_the_strongest() -> None:
+    """Both ends of Wilson's interval by SciPy: 40 of 100 reaches down to 31 of 100, not to 30."""
+    low = 100 * binomtest(40, 100).proportion_ci(0.95, "wilson").low
+    assert 30 < low <= 31
+    rows = [r for name, n in (("best", 40), ("near", 39), ("edge", 31), ("far", 30)) for r in many(name, 0.1, n, 100)]
+    text = answer(fooling_table(table(rows))).text.replace("\u00a0", " ")
+    assert "strongest attack run, best, fools 40.0 %" in text
+    assert text.endswith("; near (39.0 %) and edge (31.0 %) lie within that interval.")
+    rows += many("random-linf", 0.1, 35, 100)  # noise is no attack: it is compared with, not tied
+    text = answer(fooling_table(table(rows))).text.replace("\u00a0", " ")
+    assert text.endswith("lie within that interval; random noise of the same size fools 35.0 %.")
+    same = [r for name in "abcdef" for r in many(name, 0.1, 7, 7)]
+    assert "attacks run, a, b, c and 3 more, each fool 100.0" in answer(fooling_table(table(same))).text
+    assert listed(["a"]) == "a"
+    assert listed(["a", "b", "c", "d"]) == "a, b, c and d"
+
+
+def test_quality_answer_names_ties_and_those_within_the_interval() -> None:
+    def of(attack: str, quality: float, passes: float = 3.0) -> dict[str, Any]:
+        ends = {"psnr_out": quality, "psnr_out_low": quality - 0.5, "psnr_out_high": quality + 0.5}
+        return {"attack": attack, "p": 2.0, "eps": 0.1, "n": 9, "psnr_in": 30.0, "passes": passes} | ends
+
+    rows = [of("dear", 12.0, 90.0), of("cheap", 12.0), of("near", 12.5), of("far", 12.6), of("random-l2", 12.2)]
+    text = quality_answer(rows, 20.0).text.replace("\u00a0", " ")
+    assert "the strongest attacks run, cheap and dear, each bring the output PSNR from 20.0 dB" in text
+    assert "over 9 samples; near (12.5 dB) lies within that interval; the perturbed inputs" in text
+    assert "far" not in text
+    assert "the strongest attack run, near, brings the output PSNR" in quality_answer(rows[2:], 20.0).text
+    lone = of("one", 12.0) | {"psnr_out_low": math.nan, "psnr_out_high": math.nan}  # one sample has no interval
+    assert "interval;" not in quality_answer([lone, of("near", 12.1)], None).text
+
+
+def test_samples_wrong_from_the_start_are_already_under_every_attack(tmp_path: Path) -> None:
+    """One-step attacks and noise perturb them, iterated ones leave them: in the table all of them agree."""
+    kinds = {"one-step": "SUCCESS", "iterated": "ALREADY", "random-linf": "STANDS", "stuck": "ZERO_GRADIENT"}
+    rows = []
+    for attack, status in kinds.items():
+        rows += many(attack, 0.1, 6, 10)
+        rows += [row(10 + i, attack, success=status != "STANDS", clean_prediction=5, status=status) for i in range(3)]
+    rows += [row(13, "one-step", success=False, clean_prediction=5, status="NON_FINITE")]  # a failure stays one
+    seen = status_view(table(rows), "net", 0.1, {})
+    assert seen is not None
+    counted = {names[0]: dict(zip(seen.heads, cells, strict=True)) for names, cells in seen.lines}
+    for attack in kinds:
+        expected = {"SUCCESS": 6, "STANDS": 4, "ALREADY": 3, "NON_FINITE": int(attack == "one-step")}
+        assert counted[attack] == expected, attack
+    _, page = read(write_page(write_run(tmp_path, rows, MANIFEST)))
+    assert "classified wrongly from the start are ALREADY under every attack, whether it changed them" in page.words
+
+
+def test_warnings_are_the_manifests_and_said_before_the_numbers(tmp_path: Path) -> None:
+    warning = {"kind": "eps-range", "seen": "eps = 8 <b>is</b> large.", "means": "Other units?", "next": "Less."}
+    content = MANIFEST | {"warnings": [warning, "no", {"seen": ""}, {"seen": 3, "means": None}]}
+    text, page = read(write_page(write_run(tmp_path, many("fgsm", 0.1, 6, 10), content)))
+    assert "Warning: eps = 8 <b>is</b> large. Other units? Less." in page.words
+    assert "<b>is" not in text
+    assert page.words.count("Warning:") == 2
+    assert page.words.index("Warning:") < page.words.index("Fooling ratio in %")
+    _, page = read(write_page(write_run(tmp_path, many("fgsm", 0.1, 6, 10), MANIFEST | {"warnings": 3})))
+    assert "Warning:" not in page.words
 
 
 def test_answer_to_nothing() -> None:

@@ -62,6 +62,7 @@ def certify(
         exact=state.exact & ~broken,
         kkt=state.kkt,
         seconds=time.perf_counter() - started,
+        classifies=problem.classifies,
     )
 
 

@@ -98,6 +98,13 @@ def show_result(result: RunResult) -> None:
         _show_quality(result)
     else:
         _show_fooling(result)
+    _show_warnings(result)
+
+
+def _show_warnings(result: RunResult) -> None:
+    """Print what the run warned of, as the report says it."""
+    for warning in result.manifest["warnings"]:
+        write("", f"warning: {warning['seen']} {warning['means']} {warning['next']}")
 
 
 def _show_quality(result: RunResult) -> None:
@@ -196,6 +203,7 @@ def show_measures(result: RunResult) -> None:
     write(
         f"over the {found['count']:,} correctly classified samples; DeepFool found nothing for {found['unreached']:,}"
     )
+    _show_warnings(result)
 
 
 def show_catalogue(title: str, heads: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:

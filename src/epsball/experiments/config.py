@@ -37,8 +37,8 @@ class RunConfig:
     attacks      names of the catalogue, in the order of the tables
     eps          increasing budgets; may be left empty where every attack is minimal-norm: then the grid comes from what
                  they find
-    p            the norm order of all attacks: one whose norm is its own (random-l2: 2; random-linf and group attacks:
-                 inf) is refused beside others
+    p            the norm order of all attacks: one whose norm is its own (random-l1: 1; random-l2: 2; random-linf and
+                 group attacks: inf) is refused beside others
     steps        of every attack whose name and recipe leave it open; None: each recipe's own
     groups, k    of group attacks: "pixels", "patches:4" or "channels", and how many of them change (a step, where there
                  are several)

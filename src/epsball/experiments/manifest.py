@@ -8,16 +8,17 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-import numpy as np
 import torch
 
 from epsball.attack import Attack
 from epsball.engines.local import STATUSES, Chunk, Work
 from epsball.experiments.measures import describe
 from epsball.experiments.plan import Plan
+from epsball.experiments.warnings import warnings_of, wrong_from_the_start
 from epsball.metrics import Robustness
 from epsball.metrics.intervals_student import student_interval
 from epsball.recipes import find
+from epsball.report.rows import count_ends
 from epsball.solvers import MinNorm, NormConstrained, RandomPoint
 
 __all__ = ["manifest"]
@@ -67,6 +68,7 @@ def manifest(
         "seconds": round(seconds, 3),
         "versions": _versions(),
         "statuses": _statuses(plan, chunks),
+        "warnings": warnings_of(plan, chunks),
         "configuration": config.to_dict(),
     }
     if plan.surrogates:
@@ -131,14 +133,13 @@ def _attack(name: str, attack: Attack) -> dict[str, Any]:
 
 
 def _statuses(plan: Plan, chunks: Sequence[Chunk]) -> dict[str, dict[str, int]]:
-    """Count how the attacks on the model itself ended, over all samples and budgets."""
+    """Count how the attacks on the model itself ended, over all samples and budgets, as the report counts them."""
     counts: dict[str, dict[str, int]] = {name: {} for name in plan.attacks}
     for chunk in chunks:
         if chunk.main:
-            codes, numbers = np.unique(chunk.columns["status"], return_counts=True)
             entry = counts[chunk.attack]
-            for code, number in zip(codes.tolist(), numbers.tolist(), strict=True):
-                entry[STATUSES[code]] = entry.get(STATUSES[code], 0) + number
+            for name, number in count_ends(chunk.columns["status"], STATUSES, wrong_from_the_start(chunk)).items():
+                entry[name] = entry.get(name, 0) + number
     return counts
 
 

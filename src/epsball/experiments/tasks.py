@@ -19,7 +19,7 @@ def default_attacks(task: str, p: float) -> tuple[str, ...]:
     """Return the attacks that are run where none is named: for each kind one, and noise where the norm has one."""
     if task == "classification":
         return ("deepfool", "alg1-10", "alg1", "fgsm", "pgd")
-    noise = {2.0: ("random-l2",), math.inf: ("random-linf",)}
+    noise = {1.0: ("random-l1",), 2.0: ("random-l2",), math.inf: ("random-linf",)}
     return ("quadratic-lp", "linear-lp-10", "linear-lp-1", *noise.get(p, ()))
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from epsball.report.figures import DistanceHistogram, curve_name
 from epsball.report.tables import Row
-from epsball.report.text import count, norm_name, number, percent, printable, share
+from epsball.report.text import count, listed, norm_name, number, percent, printable, share
 
 __all__ = ["Answer", "answer", "distance_answer", "explain_eps"]
 
@@ -20,8 +20,9 @@ class Answer:
     """The sentences that answer a run's question, and the budget and rows that they speak of.
 
     eps: the least budget at which some attack fools at least half, else the largest. strongest: the row of
-    `fooling_table` with the highest fooling ratio there, None if there is nothing to speak of. noise: that of random
-    noise in the same norm, if it was run.
+    `fooling_table` with the highest fooling ratio there, of equal ones the cheapest; None if there is nothing to speak
+    of. noise: that of random noise in the same norm, if it was run. The text names every attack that fools as many, and
+    those within the interval of the strongest.
     """
 
     text: str
@@ -50,11 +51,18 @@ def answer(rows: Sequence[Row], unit: str = "samples") -> Answer:
     quiet = max(noise, key=lambda row: row["percent"]) if noise and not _is_noise(strongest) else None
     low, high = percent(strongest["low"]), percent(strongest["high"])
     where = f"At eps = {number(eps)}" if math.isfinite(eps) else "Without a limit on eps"
+    there = sorted((row for row in attacks if row["eps"] == eps), key=_strength, reverse=True)
+    equal = [row for row in there if row["percent"] == strongest["percent"]]
+    near = [row for row in there if strongest["low"] <= row["percent"] < strongest["percent"]]
+    names = listed([printable(curve_name(row)) for row in equal])
+    lead = f"attack run, {names}, fools" if len(equal) == 1 else f"attacks run, {names}, each fool"
     text = (
-        f"{where} the strongest attack run, {printable(curve_name(strongest))}, fools "
-        f"{share(strongest['fooled'], strongest['n'])}{NBSP}% ({low} to {high}) of the {count(strongest['n'])} "
-        f"correctly classified {unit}"
+        f"{where} the strongest {lead} {share(strongest['fooled'], strongest['n'])}{NBSP}% ({low} to {high}) of the "
+        f"{count(strongest['n'])} correctly classified {unit}"
     )
+    if near:
+        others = [f"{printable(curve_name(row))} ({share(row['fooled'], row['n'])}{NBSP}%)" for row in near]
+        text += f"; {listed(others)} {'lies' if len(near) == 1 else 'lie'} within that interval"
     if quiet is not None:
         text += f"; random noise of the same size fools {share(quiet['fooled'], quiet['n'])}{NBSP}%"
     return Answer(text + ".", _reason(eps, grid, bool(half)), eps, strongest, quiet)
@@ -98,9 +106,12 @@ def _reason(eps: float, grid: list[float], half: bool) -> str:
 
 
 def _best(rows: Sequence[Row], eps: float) -> Row:
-    # A tie goes to the cheaper attack.
-    there = [row for row in rows if row["eps"] == eps]
-    return max(there, key=lambda row: (row["percent"], -(row["forwards"] + row["backwards"])))
+    return max((row for row in rows if row["eps"] == eps), key=_strength)
+
+
+def _strength(row: Row) -> tuple[float, float]:
+    # Of equal attacks the cheapest comes first.
+    return row["percent"], -(row["forwards"] + row["backwards"])
 
 
 def _is_noise(row: Row) -> bool:

@@ -18,6 +18,8 @@ from epsball.report.views import numbers_view, status_view, transfer_view
 
 __all__ = ["classification_view"]
 
+MEANINGS = {"ALREADY": "classified wrongly from the start, whatever the attack did to it"}
+
 
 def classification_view(folder: Path, table: Any, manifest: Manifest) -> tuple[dict[str, Any], list[Drawing]]:
     """Return what the template shows, and the figures to be saved beside the page."""
@@ -49,7 +51,7 @@ def classification_view(folder: Path, table: Any, manifest: Manifest) -> tuple[d
         "rows": rows,
         "numbers": numbers_view(rows),
         "transfer": transfer_view([row for row in every if row["eps"] == found.eps], judge),
-        "statuses": status_view(table, judge, found.eps, manifest.statuses),
+        "statuses": status_view(table, judge, found.eps, manifest.statuses, MEANINGS),
         "curves": figures.curves(rows, manifest),
         "distances": distances,
         "lead": lead,

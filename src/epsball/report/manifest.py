@@ -121,6 +121,18 @@ class Manifest:
         }
 
     @property
+    def warnings(self) -> list[tuple[str, str, str]]:
+        """What the run warned of: what was seen, what it may mean, what to do next."""
+        entries = self.content.get("warnings")
+        found = [entry for entry in entries if isinstance(entry, Mapping)] if isinstance(entries, list) else []
+        keys = ("seen", "means", "next")
+        return [
+            (texts[0], texts[1], texts[2])
+            for texts in ([printable(entry.get(key) or "").strip() for key in keys] for entry in found)
+            if texts[0]
+        ]
+
+    @property
     def measures(self) -> list[tuple[str, float, float, float, str]]:
         """The measures of a robustness run: name, value, its interval's ends, meaning; a missing end is infinite."""
         rows = []

@@ -10,12 +10,13 @@ from typing import Any
 from epsball.metrics.intervals_student import student_interval
 from epsball.report.rows import Columns
 from epsball.report.tables import Row, cost, whole
-from epsball.report.text import count, decibels, number, printable
+from epsball.report.text import count, decibels, listed, number, printable
 from epsball.report.views import Grid
 
 __all__ = ["QualityAnswer", "is_noise", "psnr_table", "psnr_view", "quality_answer"]
 
 NBSP = "\u00a0"
+_EQUAL = 1e-6  # dB that are rounding
 MEANS = ("psnr_out", "psnr_in", "error_increase")
 
 
@@ -64,7 +65,10 @@ def psnr_view(rows: Sequence[Row]) -> Grid:
 
 @dataclass(frozen=True)
 class QualityAnswer:
-    """The sentences that answer a regression run's question; strongest and noise: the rows they speak of, at eps."""
+    """The sentences that answer a regression run's question; strongest and noise: the rows they speak of, at eps.
+
+    The text names every attack that is as strong, and those within the interval of the strongest.
+    """
 
     text: str
     reason: str = ""
@@ -88,11 +92,17 @@ def quality_answer(rows: Sequence[Row], clean: float | None, unit: str = "sample
     if not is_noise(strongest):
         quiet = _lowest([row for row in usable if is_noise(row)], eps)
     start = "" if clean is None or not math.isfinite(clean) else f"from {decibels(clean)} without a perturbation "
+    equal, near = _tied(attacks, strongest)
+    names = listed([printable(row["attack"]) for row in equal])
+    lead = f"attack run, {names}, brings" if len(equal) == 1 else f"attacks run, {names}, each bring"
     text = (
-        f"At eps = {number(eps)} the strongest attack run, {printable(strongest['attack'])}, brings the output PSNR "
-        f"{start}to {decibels(strongest['psnr_out'])} ({_ends(strongest)}), the mean over {count(strongest['n'])} "
-        f"{unit}; the perturbed inputs themselves are at {decibels(strongest['psnr_in'])}."
+        f"At eps = {number(eps)} the strongest {lead} the output PSNR {start}to {decibels(strongest['psnr_out'])} "
+        f"({_ends(strongest)}), the mean over {count(strongest['n'])} {unit}; "
     )
+    if near:
+        others = [f"{printable(row['attack'])} ({decibels(row['psnr_out'])})" for row in near]
+        text += f"{listed(others)} {'lies' if len(near) == 1 else 'lie'} within that interval; "
+    text += f"the perturbed inputs themselves are at {decibels(strongest['psnr_in'])}."
     if quiet is not None:
         text += f" Random noise within the same eps leaves {decibels(quiet['psnr_out'])}."
     last = _lowest(attacks, grid[-1])
@@ -112,6 +122,15 @@ def _lowest(rows: Sequence[Row], eps: float) -> Any:
     # A tie goes to the cheaper attack.
     there = [row for row in rows if row["eps"] == eps]
     return min(there, key=lambda row: (row["psnr_out"], row["passes"]), default=None)
+
+
+def _tied(rows: Sequence[Row], strongest: Row) -> tuple[list[Row], list[Row]]:
+    """Return the rows as strong as the strongest at its eps, itself first, and those within its interval."""
+    there = [row for row in rows if row["eps"] == strongest["eps"] and row is not strongest]
+    there.sort(key=lambda row: (row["psnr_out"], row["passes"]))
+    equal = [row for row in there if abs(row["psnr_out"] - strongest["psnr_out"]) < _EQUAL]
+    near = [row for row in there if row not in equal and row["psnr_out"] <= strongest["psnr_out_high"] < math.inf]
+    return [strongest, *equal], near
 
 
 def _ends(row: Row) -> str:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from epsball.data.optional import require
 from epsball.errors import InputError
 
-__all__ = ["COLUMNS", "NORMS", "Columns", "is_regression", "read_manifest", "read_results"]
+__all__ = ["COLUMNS", "NORMS", "Columns", "count_ends", "is_regression", "read_manifest", "read_results"]
 
 TEXT = ("attack", "crafted_on", "judged_on", "status")
 NUMBERS = (
@@ -25,6 +25,8 @@ NUMBERS = (
 COLUMNS = TEXT + NUMBERS
 # Of regression runs, or not yet there in the runs of earlier versions: NaN, and no passes, where a table has none.
 OPTIONAL = ("psnr_in", "psnr_out", "error_increase", "exact", "jvps")
+# What went wrong with a sample is counted as that, also where the model was wrong from the start.
+FAILURES = ("NON_FINITE", "CONSTRAINT_VIOLATED")
 # The norm that a row reports in its own p; another p has no column of its own.
 NORMS = {1.0: "norm_l1", 2.0: "norm_l2", float("inf"): "norm_linf"}
 
@@ -80,6 +82,11 @@ class Columns:
     def __len__(self) -> int:
         return len(self.correct)
 
+    @property
+    def wrong(self) -> NDArray[np.bool_]:
+        """Tell which rows are of samples that were classified wrongly without a perturbation; none of a regression."""
+        return np.asarray(~self.correct & np.isfinite(self.numbers["target"]))
+
     def __getitem__(self, name: str) -> NDArray[Any]:
         return self.numbers[name]
 
@@ -102,6 +109,21 @@ class Columns:
             return self.codes[key], self.names[key]
         values, codes = np.unique(self.numbers[key], return_inverse=True)
         return codes.reshape(-1), values.tolist()
+
+
+def count_ends(codes: NDArray[Any], names: Sequence[str], wrong: NDArray[np.bool_]) -> dict[str, int]:
+    """Count samples by how the attack ended; names[codes] are the statuses, wrong: classified wrongly from the start.
+
+    Those are ALREADY under every attack. A one-step attack perturbs them and calls it a success, an iterated one leaves
+    them alone, noise may put them right: counted as such, attacks on the same samples would not compare.
+    """
+    failed = np.isin(codes, [code for code, name in enumerate(names) if name in FAILURES])
+    already = wrong & ~failed
+    found, numbers = np.unique(codes[~already], return_counts=True)
+    counts = {names[code]: number for code, number in zip(found.tolist(), numbers.tolist(), strict=True)}
+    if already.any():
+        counts["ALREADY"] = counts.get("ALREADY", 0) + int(already.sum())
+    return counts
 
 
 def _number(column: Any) -> NDArray[Any]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 import re
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
-__all__ = ["count", "decibels", "label", "lines", "norm_name", "number", "percent", "printable", "share"]
+__all__ = ["count", "decibels", "label", "lines", "listed", "norm_name", "number", "percent", "printable", "share"]
 
 # Escape sequences of terminals, whole, so that no "[31m" stays behind; then every other control character, and those
 # that reorder or hide text (bidirectional overrides, zero-width marks).
@@ -37,6 +38,12 @@ def label(value: Any, limit: int = 40) -> str:
 def lines(value: Any, width: int, most: int = 2) -> str:
     """Return text for a figure in at most so many lines of at most so many letters."""
     return textwrap.fill(label(value, width * most), width, max_lines=most, placeholder="…")
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """Write names as a list: "a", "a and b", "a, b and c", "a, b, c and 2 more"."""
+    shown = list(names) if len(names) <= most else [*names[: most - 1], f"{len(names) - most + 1} more"]
+    return shown[0] if len(shown) == 1 else f"{', '.join(shown[:-1])} and {shown[-1]}"
 
 
 def number(value: float | None) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 
 from epsball.errors import Status
 from epsball.report.figures import curve_name
-from epsball.report.rows import Columns
+from epsball.report.rows import Columns, count_ends
 from epsball.report.tables import Row
 from epsball.report.text import norm_name, number
 
@@ -82,6 +82,7 @@ def status_view(
 ) -> Grid | None:
     """Count how the attacks on one model ended at one eps, as attack x status with each status's meaning.
 
+    Samples that were classified wrongly from the start are ALREADY under every attack.
     counted: the run's own counts by attack, for a table that has no rows there. meanings: what some statuses mean in
     this run. None if neither knows anything.
     """
@@ -100,8 +101,12 @@ def status_view(
 def _count(table: Any, judge: str, eps: float | None) -> dict[str, dict[str, int]]:
     columns = Columns.of(table)
     lines: dict[str, dict[str, int]] = {}
-    for values, index in columns.groups(("attack", "crafted_on", "judged_on", "eps", "status")):
+    for values, index in columns.groups(("attack", "crafted_on", "judged_on", "eps")):
         if values["judged_on"] == judge and (eps is None or values["eps"] == eps):
+            # Each sample once, also where an attack was run in several norms.
+            rows = np.stack([columns["sample_id"][index], columns.codes["status"][index], columns.wrong[index]])
+            _, codes, wrong = np.unique(rows, axis=1)
             line = lines.setdefault(curve_name(values), {})
-            line[values["status"]] = line.get(values["status"], 0) + len(np.unique(columns["sample_id"][index]))
+            for name, n in count_ends(codes.astype(np.int64), columns.names["status"], wrong.astype(bool)).items():
+                line[name] = line.get(name, 0) + n
     return lines

@@ -13,10 +13,11 @@ from torch import Tensor
 from epsball.errors import InputError
 from epsball.randomness import Generators, as_generators
 from epsball.sets._waterfill import fill_gap
+from epsball.sets._weights import divided, weights_of
 from epsball.sets.base import ConstraintSet
 from epsball.sets.partition import Partition, as_partition
 from epsball.tensors import expand, norm
-from epsball.validation import check_count
+from epsball.validation import check_count, check_weights
 
 __all__ = ["Groups"]
 
@@ -25,11 +26,12 @@ _BISECTIONS = 200
 
 @dataclass(frozen=True, eq=False)
 class Groups(ConstraintSet):
-    """C(x) = {η : ‖η‖_0,S ≤ k, ‖η‖_∞ ≤ ε, lo ≤ x + η ≤ hi}, at most k groups of the partition S.
+    """C(x) = {η : ‖η‖_0,S ≤ k, ‖η / w‖_∞ ≤ ε, lo ≤ x + η ≤ hi}, at most k groups of the partition S.
 
     groups: `eb.pixels(channel_dim=1)`, `eb.patches(size)`, `eb.channels()`, a tensor of group numbers of the shape of
-    one sample, or lists of entry numbers. The set is not convex, but its linear problem is exact for every k: the k
-    groups with the largest sum of |g_i| min(ε, c_i), each entry at its end. So is the Euclidean projection.
+    one sample, or lists of entry numbers. weights: w ≥ 0 of the shape of one sample, 1 by default; an entry of weight 0
+    is frozen. The set is not convex, but its linear problem is exact for every k: the k groups with the largest sum of
+    |g_i| min(ε w_i, c_i), each entry at its end. So is the Euclidean projection.
 
     Source: equations (22) and (23) of Balda, Behboodi, Mathar (2018), extended to k groups and bounds.
     """
@@ -42,19 +44,21 @@ class Groups(ConstraintSet):
     bounds: tuple[float | Tensor, float | Tensor] | None = None
     used: Tensor | None = field(default=None, repr=False)  # (B, number of groups) bool: may not change any more
     left: Tensor | None = field(default=None, repr=False)  # (B,): how many more groups may change, at most k
+    weights: Tensor | None = None
 
     def __post_init__(self) -> None:
-        """Refuse k < 1 and groups that overlap or leave entries out."""
+        """Refuse k < 1, negative weights, and groups that overlap or leave entries out."""
         super().__post_init__()
+        check_weights(self.weights)
         check_count("k", self.k)
         object.__setattr__(self, "groups", as_partition(self.groups))
 
     def lmo(self, g: Tensor, x: Tensor) -> Tensor:
-        """Solve max ⟨g, η⟩ over at most k groups with |η_i| ≤ ε inside the bounds, (B, *S): equation (23), exact.
+        """Solve max ⟨g, η⟩ over at most k groups with |η_i| ≤ ε w_i inside the bounds, (B, *S): equation (23), exact.
 
         Of equal groups the first; zero where g is zero. Groups marked as used do not change.
         """
-        reach = torch.minimum(expand(self.eps_of(x), x), self.capacity(g, x))
+        reach = torch.minimum(self._limit(x), self.capacity(g, x))
         reach = torch.where(g == 0, 0.0, reach)
         if not reach.isfinite().all():
             raise InputError("expected a finite eps for groups without bounds, got eps=inf; give eps.")
@@ -62,20 +66,24 @@ class Groups(ConstraintSet):
 
     def project(self, eta: Tensor, x: Tensor) -> Tensor:
         """Solve min ‖η - eta‖₂ over the set, (B, *S), exact: the k groups in which clipping saves most."""
-        clipped = torch.clamp(eta, -expand(self.eps_of(x), x), expand(self.eps_of(x), x))
+        limit = self._limit(x)
+        clipped = torch.clamp(eta, -limit, limit)
         if self.bounds is not None:
             clipped = torch.clamp(clipped, *self.room(x))
         # What the group saves, eta² - (eta - clipped)², without the cancellation (or overflow) of a large eta.
         return clipped * self._best(clipped * (2.0 * eta - clipped))
 
     def smallest(self, g: Tensor, gap: Tensor, x: Tensor) -> Tensor:
-        """Solve min ‖η‖_∞ subject to ⟨g, η⟩ ≥ gap, at most k groups and the bounds, whatever eps is; (B, *S).
+        """Solve min ‖η / w‖_∞ subject to ⟨g, η⟩ ≥ gap, at most k groups and the bounds, whatever eps is; (B, *S).
 
         The least ε is found by bisection over the groups' choice, then exactly on the chosen groups. Where even the
         whole range falls short, the best corner.
         """
         cap = torch.where(g == 0, 0.0, self.capacity(g, x))
-        weight = g.abs()
+        # In η / w, the gradient is w ⊙ g and the room is divided by w.
+        w = x.new_ones(()) if self.weights is None else weights_of(self.weights, x)
+        cap = cap if self.weights is None else torch.where(w > 0, cap / torch.where(w > 0, w, 1.0), 0.0)
+        weight = g.abs() * w
         # An entry alone reaches the gap at gap / weight: no least ε is larger, also where a bound is infinite.
         alone = expand(gap.clamp_min(0.0), x) / torch.where(weight > 0, weight, 1.0)
         limit = torch.minimum(cap, alone.clamp_max(torch.finfo(x.dtype).max))
@@ -90,37 +98,42 @@ class Groups(ConstraintSet):
             high, low = torch.where(enough, middle, high), torch.where(enough, low, middle)
         chosen = self._best(weight * torch.minimum(limit, expand(high, x)))
         t = fill_gap((weight * chosen).flatten(1), cap.flatten(1), gap, math.inf).view_as(x)
-        return g.sign() * t
+        return g.sign() * t * w
 
     def size(self, eta: Tensor) -> Tensor:
-        """Compute ‖η‖_∞, (B,): what eps limits."""
-        return norm(eta, math.inf)
+        """Compute ‖η / w‖_∞, (B,): what eps limits; inf where a frozen entry moved."""
+        return norm(eta if self.weights is None else divided(eta, weights_of(self.weights, eta)), math.inf)
 
     def count(self, eta: Tensor) -> Tensor:
         """Compute ‖η‖_0,S, the number of groups that changed; (B,) int64."""
         return self._changed(eta).sum(1)
 
     def contains(self, eta: Tensor, x: Tensor, tol: float | None = None) -> Tensor:
-        """Tell for each sample whether at most k groups changed, by at most ε, inside the bounds; (B,) bool."""
+        """Tell for each sample whether at most k groups changed, by at most ε w, inside the bounds; (B,) bool."""
         return super().contains(eta, x, tol) & (self.count(eta) <= self.k)
 
     def sample(self, x: Tensor, generators: Generators, *, boundary: bool = False) -> Tensor:
-        """Draw k random groups and in each entry a uniform step, or with `boundary` a fair coin ±ε; (B, *S)."""
-        streams, eps = as_generators(generators, x), expand(self.eps_of(x), x)
-        if not eps.isfinite().all():
+        """Draw k random groups and in each entry a uniform step, or with `boundary` a fair coin ±ε w; (B, *S).
+
+        Groups that are frozen whole are not drawn.
+        """
+        streams, limit = as_generators(generators, x), self._limit(x)
+        if not limit.isfinite().all():
             raise InputError("expected a finite eps to draw from, got eps=inf; give eps.")
         number = self._number(x)
         order = streams.fork(0).uniform((number,), x.dtype)
+        if self.weights is not None:
+            order = torch.where(self._changed(weights_of(self.weights, x)), order, -1.0)
         unit = streams.fork(1).coin(x.shape[1:], x.dtype)
         if not boundary:
             unit = 2.0 * streams.fork(1).uniform(x.shape[1:], x.dtype) - 1.0
-        eta = unit * eps * self._mask(self._top(order)[1], x)
+        eta = unit * limit * self._mask(self._top(order)[1], x)
         return eta if self.bounds is None else torch.clamp(eta, *self.room(x))
 
     def dither(self, x: Tensor, share: float, generators: Generators) -> Tensor:
-        """Draw an offset of every entry, uniform in ±share · ε: one of k groups alone would hide the others."""
+        """Draw an offset of every entry, uniform in ±share · ε w: one of k groups alone would hide the others."""
         unit = 2.0 * as_generators(generators, x).uniform(x.shape[1:], x.dtype) - 1.0
-        eta = unit * expand(self.eps_of(x), x) * share
+        eta = unit * self._limit(x) * share
         return eta if self.bounds is None else torch.clamp(eta, *self.room(x))
 
     def step(self, share: float, eta: Tensor) -> Groups:
@@ -159,6 +172,14 @@ class Groups(ConstraintSet):
         if not isinstance(partition, Partition):  # __post_init__ made it one
             partition = as_partition(partition)
         return partition.index(x.shape[1:], x.device)
+
+    def _limit(self, x: Tensor) -> Tensor:
+        """Return how far each entry may move whatever the bounds, ε w, to broadcast against (B, *S)."""
+        eps = expand(self.eps_of(x), x)
+        if self.weights is None:
+            return eps
+        w = weights_of(self.weights, x)
+        return torch.where(w > 0, eps * w, 0.0)  # also for eps = inf
 
     def _number(self, x: Tensor) -> int:
         number = int(self.ids(x).max()) + 1

@@ -12,6 +12,7 @@ from epsball.errors import InputError
 from epsball.randomness import Generators, as_generators
 from epsball.sets._project import project_lp
 from epsball.sets._waterfill import fill_budget, fill_gap
+from epsball.sets._weights import divided, weights_of
 from epsball.sets.base import ConstraintSet
 from epsball.tensors import expand, norm, order
 from epsball.validation import check_p, check_weights
@@ -112,14 +113,13 @@ class LpBall(ConstraintSet):
         """Compute ‖η / w‖_p, (B,); inf where a frozen entry moved."""
         if self.weights is None:
             return norm(eta, self.p)
-        w = self._w(eta)
-        frozen = torch.where(eta == 0, 0.0, math.inf)
-        return norm(torch.where(w > 0, eta / torch.where(w > 0, w, 1.0), frozen), self.p)
+        return norm(divided(eta, self._w(eta)), self.p)
 
     def sample(self, x: Tensor, generators: Generators, *, boundary: bool = False) -> Tensor:
         """Draw η uniformly from the ball, brought inside the bounds by clamping; (B, *S).
 
-        `boundary`: p = inf a fair coin ±ε in every entry; otherwise a Gaussian direction of norm ε (paper 6.2).
+        `boundary`: p = inf a fair coin ±ε in every entry; p = 1 uniform on the sphere, ε times a Dirichlet(1, ..., 1)
+        point with random signs; otherwise a Gaussian direction of norm ε (paper 6.2).
         """
         streams, shape = as_generators(generators, x), x.shape[1:]
         eps = self.eps_of(x)
@@ -128,7 +128,7 @@ class LpBall(ConstraintSet):
         if self.p == math.inf:
             unit = streams.coin(shape, x.dtype) if boundary else 2.0 * streams.uniform(shape, x.dtype) - 1.0
         elif boundary:
-            unit = self._free(streams.normal(shape, x.dtype))
+            unit = self._free(self._sphere(streams, x))
             length = norm(unit, self.p)
             unit = unit / expand(torch.where(length > 0, length, 1.0), unit)
         else:
@@ -148,16 +148,17 @@ class LpBall(ConstraintSet):
 
     def _w(self, x: Tensor) -> Tensor:
         """Return the weights as (1, *S)."""
-        weights = torch.as_tensor(self.weights, dtype=x.dtype, device=x.device)
-        if weights.shape != x.shape[1:]:
-            raise InputError(
-                f"expected weights of the shape of one sample, {tuple(x.shape[1:])}, got {tuple(weights.shape)}."
-            )
-        return weights[None]
+        return weights_of(self.weights, x)
 
     def _free(self, unit: Tensor) -> Tensor:
         """Set frozen entries to zero, which would take their share of the norm otherwise."""
         return unit if self.weights is None else unit * self._w(unit).sign()
+
+    def _sphere(self, streams: Generators, x: Tensor) -> Tensor:
+        """Draw a direction of any length: exponential entries of random sign for p = 1, normal ones otherwise."""
+        if self.p != 1.0:
+            return streams.normal(x.shape[1:], x.dtype)
+        return streams.fork(0).coin(x.shape[1:], x.dtype) * -streams.fork(1).uniform(x.shape[1:], x.dtype).log()
 
     def _scaled_gradient(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """Return |w g| as (B, M) and w, for the problem in η / w."""

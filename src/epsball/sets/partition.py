@@ -13,7 +13,7 @@ from torch import Tensor
 from epsball.errors import InputError
 from epsball.validation import check_count
 
-__all__ = ["Partition", "as_partition", "channels", "patches", "pixels"]
+__all__ = ["Partition", "as_partition", "channels", "patches", "pixels", "pixels_or_entries"]
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,16 @@ def pixels(channel_dim: int = 1) -> Partition:
         return torch.arange(math.prod(rest)).reshape(rest).expand(shape)
 
     return Partition(f"pixels(channel_dim={channel_dim})", rule)
+
+
+def pixels_or_entries() -> Partition:
+    """Group the channels of each pixel, (B, C, ...); of flat samples (B, M), tabular data, every entry by itself."""
+    of_images = pixels(channel_dim=1)
+
+    def rule(shape: tuple[int, ...]) -> Tensor:
+        return torch.arange(shape[0]) if len(shape) == 1 else of_images.rule(shape)
+
+    return Partition("pixels or entries", rule)
 
 
 def channels(channel_dim: int = 1) -> Partition:

@@ -1,0 +1,132 @@
+"""What a run has to warn of: made once, written into the manifest, and said by the terminal and the page alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from epsball.engines.local import STATUSES, Array, Chunk
+from epsball.errors import Status
+from epsball.experiments.plan import Plan
+from epsball.sets import LpBall
+
+__all__ = ["warnings_of", "wrong_from_the_start"]
+
+
+def warnings_of(plan: Plan, chunks: Sequence[Chunk]) -> list[dict[str, str]]:
+    """Return the warnings of a run: kind, what was seen, what it means, and what to do next."""
+    found = [_zero_gradients(plan, chunks), *_wide(plan)]
+    return [warning for warning in found if warning is not None]
+
+
+def wrong_from_the_start(chunk: Chunk) -> Array:
+    """Tell which samples the model classifies wrongly without a perturbation, (B,) bool; none of a regression run."""
+    columns = chunk.columns
+    if "clean_prediction" not in columns:
+        return np.zeros(len(columns["status"]), dtype=bool)
+    return np.asarray(columns["clean_prediction"] != columns["target"])
+
+
+def _zero_gradients(plan: Plan, chunks: Sequence[Chunk]) -> dict[str, str] | None:
+    """Warn where most samples of an attack ended without a direction to go, at the budget where most of them did."""
+    # With a known reference an output that does not move still differs from it: a success by itself.
+    names = [Status.ZERO_GRADIENT] + [Status.ALREADY] * plan.config.regresses
+    codes = [STATUSES.index(status.name) for status in names]
+    counts: dict[tuple[str, float], tuple[int, int]] = {}
+    for chunk in chunks:
+        if chunk.main and chunk.eps > 0:
+            stuck, of = counts.get((chunk.attack, chunk.eps), (0, 0))
+            counted = ~wrong_from_the_start(chunk)
+            stuck += int((counted & np.isin(chunk.columns["status"], codes)).sum())
+            counts[chunk.attack, chunk.eps] = stuck, of + int(counted.sum())
+    worst: dict[str, tuple[int, int, float]] = {}
+    for (attack, eps), (stuck, of) in counts.items():
+        if 2 * stuck > of and stuck > worst.get(attack, (0,))[0]:
+            worst[attack] = stuck, of, eps
+    if not worst:
+        return None
+    parts = [
+        f"{attack} ({stuck:,} of {of:,}{f' at eps = {eps:g}' if math.isfinite(eps) else ''})"
+        for attack, (stuck, of, eps) in worst.items()
+    ]
+    what = "correctly classified samples ended with ZERO_GRADIENT"
+    if plan.config.regresses:
+        what = "samples were left as they are (ZERO_GRADIENT or ALREADY)"
+    return {
+        "kind": "zero-gradient",
+        "seen": f"Most {what} under {', '.join(parts)}.",
+        **(_unmoved(plan) if plan.config.regresses else _saturated(plan)),
+    }
+
+
+def _saturated(plan: Plan) -> dict[str, str]:
+    more = "" if plan.config.dtype == "float64" else ", and compute in float64 (--dtype float64)"
+    return {
+        "means": (
+            "Where the gradient is exactly zero, an attack that follows it has no direction; that does not make the "
+            "model robust. Usual causes: probabilities instead of logits as outputs, scores so far apart that the "
+            "cross-entropy is zero in this number format, rounding or thresholds inside the model."
+        ),
+        "next": (
+            "Do not read these fooling ratios as robustness: let the model return logits, add an attack on the margin "
+            f"such as alg1-10 or deepfool{more}."
+        ),
+    }
+
+
+def _unmoved(plan: Plan) -> dict[str, str]:
+    own = plan.reference == "output"
+    return {
+        "means": (
+            "Where the gradient is exactly zero, an attack that follows it has no direction; that does not make the "
+            "model robust. "
+            + (
+                "Here the reference is the model's own output, where the squared error is least and flat."
+                if own
+                else "Usual causes: outputs that saturate, rounding or thresholds inside the model."
+            )
+        ),
+        "next": (
+            "Do not read these output PSNRs as robustness: add an attack that needs no gradient at x, such as "
+            f"quadratic-lp{', or a reference (--target input, --target data)' if own else ''}."
+        ),
+    }
+
+
+def _wide(plan: Plan) -> list[dict[str, str]]:
+    """Warn, for each norm, of budgets that are as large as the whole range of x."""
+    bounds = plan.bounds or plan.dataset.bounds
+    if bounds is None or not all(math.isfinite(end) for end in bounds):
+        return []
+    width, entries = bounds[1] - bounds[0], math.prod(plan.x.shape[1:])
+    orders = {c.p for c in (attack.constraint for attack in plan.attacks.values()) if isinstance(c, LpBall)}
+    found = []
+    for p in sorted(orders):
+        # The length of the range's diagonal: from there on no input is out of reach of another.
+        reach = width * entries ** (1.0 / p)
+        large = [eps for eps in plan.config.eps if eps >= reach * (1.0 - 1e-9)]
+        if large:
+            found.append(_too_large(plan, bounds, p, reach, large))
+    return found
+
+
+def _too_large(
+    plan: Plan, bounds: tuple[float, float], p: float, reach: float, large: Sequence[float]
+) -> dict[str, Any]:
+    what = "the valid range" if plan.bounds else "the range of the data"
+    length = f"{reach:.4g}" if math.isinf(p) else f"{reach:.4g} in the l{p:g} norm over all entries"
+    return {
+        "kind": "eps-range",
+        "seen": (
+            f"eps = {', '.join(f'{eps:g}' for eps in large)} reaches or exceeds {what}, {bounds[0]:g} to "
+            f"{bounds[1]:g}, whose length is {length}."
+        ),
+        "means": (
+            "Such a perturbation may turn any input into any other, so it says nothing of changes that go unnoticed; "
+            "perhaps eps is in other units than x, such as 8 of 255 levels."
+        ),
+        "next": f"Give eps in the units of x, well below {reach:.4g}, such as --eps {0.05 * reach:.2g}.",
+    }

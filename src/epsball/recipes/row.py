@@ -1,0 +1,65 @@
+"""A row of the catalogue: a named composition with its reference."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from epsball.local_models import Linear, LocalModel
+from epsball.objectives import Objective
+from epsball.schedule import Schedule
+from epsball.solvers import Formulation, NormConstrained
+
+__all__ = ["PAPER", "Recipe", "accumulate", "dithered", "once"]
+
+PAPER = "Balda, Behboodi, Mathar 2018"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One row of the catalogue.
+
+    name: with a trailing "-T" where the number of steps is part of the name, as in "alg1-10". summary: one line for
+    `epsball list attacks`. reference: where it was proposed. objective, schedule: built from the steps T and options.
+    """
+
+    name: str
+    summary: str
+    reference: str
+    objective: Callable[[dict[str, Any]], Objective]
+    schedule: Callable[[int], Schedule]
+    steps: int = 1
+    formulation: Formulation = field(default_factory=NormConstrained)
+    local_model: LocalModel = field(default_factory=Linear)
+    family: str = "ball"  # or "groups"
+    order: float | None = None  # the norm order p, where the recipe fixes it
+    options: tuple[str, ...] = ()
+    iterative: bool = True
+    task: str = "classification"  # "regression", or "any": by the target
+
+    @property
+    def needs_eps(self) -> bool:
+        """Whether a budget must be given."""
+        return self.formulation.budgeted
+
+    @property
+    def pattern(self) -> re.Pattern[str]:
+        """The names that this row answers to."""
+        return re.compile(re.escape(self.name).replace(r"\-T", r"-(?P<steps>\d+)"))
+
+
+def once(steps: int) -> Schedule:
+    """Return the schedule that takes all its steps."""
+    return Schedule(steps=steps, stop="never")
+
+
+def accumulate(steps: int) -> Schedule:
+    """Return the schedule of steps of ε/T that leaves a classified sample at its first success."""
+    return Schedule(steps=steps)
+
+
+def dithered(steps: int) -> Schedule:
+    """Return the same with dithering where the objective does not classify."""
+    return Schedule(steps=steps, dither=None)

@@ -1,0 +1,139 @@
+"""What a run warns of: counted again from its rows, and the same words in manifest, terminal and page."""
+
+import json
+import math
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from epsball import networks
+from epsball.cli.app import app
+from epsball.experiments.config import RunConfig
+from epsball.experiments.plan import prepare
+from epsball.experiments.warnings import warnings_of
+from epsball.networks.storage import save
+
+CARD = {"network": "digits-fcnn", "test_error": 0.1}
+
+
+def weights(folder, name, change):
+    """Weights of a network of the catalogue, changed."""
+    model = networks.load(name)
+    with torch.no_grad():
+        change([module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1])
+    path = folder / f"{name}.safetensors"
+    save(model, CARD | {"network": name}, path)
+    return path
+
+
+def saturate(layer):
+    """Scores a million times as far apart: the same classes, and a cross-entropy of exactly zero in float32."""
+    layer.weight.mul_(1e6)
+    layer.bias.mul_(1e6)
+
+
+def silence(layer):
+    layer.weight.zero_()
+
+
+def evaluate(out, *words):
+    result = CliRunner().invoke(app, ["evaluate", *map(str, words), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    content = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
+    text = (out / "report.html").read_text(encoding="utf-8")
+    return content["warnings"], " ".join(result.stdout.split()), " ".join(text.split())
+
+
+def test_saturated_scores_are_warned_of_in_the_same_words_everywhere(tmp_path):
+    path = weights(tmp_path, "digits-fcnn", saturate)
+    words = ("--model", "digits-fcnn", "--weights", path, "--limit", 60, "--attacks", "fgsm,alg1", "--eps", "0.05,0.1")
+    found, terminal, page = evaluate(tmp_path / "run", *words)
+    (warning,) = found
+    table = pq.read_table(tmp_path / "run" / "results.parquet").to_pylist()
+    right = [row for row in table if row["target"] == row["clean_prediction"] and row["attack"] == "fgsm"]
+    stuck = [sum(row["eps"] == eps and row["status"] == "ZERO_GRADIENT" for row in right) for eps in (0.05, 0.1)]
+    counted = len(right) // 2
+    assert max(stuck) > 0.5 * counted
+    eps = (0.05, 0.1)[int(np.argmax(stuck))]
+    assert warning["kind"] == "zero-gradient"
+    assert f"ZERO_GRADIENT under fgsm ({max(stuck)} of {counted} at eps = {eps:g})." in warning["seen"]
+    assert "alg1" not in warning["seen"]  # the margin of the same scores has a gradient
+    for part in ("seen", "means", "next"):
+        assert warning[part] in terminal
+        assert warning[part] in page
+    assert "logits" in warning["next"]
+    assert "alg1-10" in warning["next"]
+    assert "--dtype float64" in warning["next"]
+
+
+def test_a_flat_regression_model_is_warned_of(tmp_path):
+    path = weights(tmp_path, "digits-autoencoder", silence)
+    words = ("--model", "digits-autoencoder", "--weights", path, "--limit", 9, "--attacks", "linear-lp-2")
+    for target, hint in (("output", "--target input"), ("input", "quadratic-lp")):
+        found, terminal, _ = evaluate(tmp_path / target, *words, "--p", 2, "--eps", "0,0.5", "--target", target)
+        (warning,) = found
+        start = "Most samples were left as they are (ZERO_GRADIENT or ALREADY) under "
+        assert warning["seen"] == f"{start}linear-lp-2 (9 of 9 at eps = 0.5)."
+        assert hint in warning["next"]
+        assert warning["seen"] in terminal
+
+
+def test_half_of_the_samples_are_not_most(tmp_path):
+    """Chunks with counted statuses: 3 of 6 give no warning, 4 of 6 do, and samples wrong from the start count not."""
+    from epsball.engines.local import STATUSES, Chunk
+
+    plan = prepare(plain())
+
+    def chunk(stuck, wrong=0):
+        status = np.full(6 + wrong, STATUSES.index("STANDS"))
+        status[:stuck] = STATUSES.index("ZERO_GRADIENT")
+        target = np.zeros(6 + wrong, dtype=np.int64)
+        columns = {"status": status, "target": target, "clean_prediction": (np.arange(6 + wrong) >= 6).astype(np.int64)}
+        return Chunk("fgsm", "digits-fcnn", "digits-fcnn", math.inf, 1, 0.1, True, columns)
+
+    assert warnings_of(plan, [chunk(3)]) == []
+    assert warnings_of(plan, [chunk(3, wrong=1)]) == []
+    (warning,) = warnings_of(plan, [chunk(4, wrong=5)])
+    assert "fgsm (4 of 6 at eps = 0.1)" in warning["seen"]
+    (warning,) = warnings_of(plan, [chunk(2), chunk(6)])  # two batches of one attack
+    assert "fgsm (8 of 12 at eps = 0.1)" in warning["seen"]
+
+
+def plain(**changes):
+    base = {"command": "evaluate", "model": "digits-fcnn", "attacks": ("fgsm",), "eps": (0.1,), "limit": 5}
+    return RunConfig(**(base | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "seen"),
+    [
+        ({"eps": (0.5, 0.999)}, None),
+        ({"eps": (0.5, 1.0)}, "eps = 1 reaches or exceeds the valid range, 0 to 1, whose length is 1."),
+        ({"eps": (0.5, 1.0, 8.0)}, "eps = 1, 8 reaches or exceeds the valid range, 0 to 1"),
+        ({"eps": (1.0,), "bounds": (-1.0, 1.0)}, None),
+        ({"eps": (2.0,), "bounds": (-1.0, 1.0)}, "the valid range, -1 to 1, whose length is 2."),
+        ({"eps": (2.0,), "bounds": None}, "reaches or exceeds the range of the data, 0 to 1"),
+        # 64 entries: the diagonal of the box is 8 in the l2 norm, 64 in the l1 norm.
+        ({"eps": (1.0, 7.99), "p": 2.0}, None),
+        (
+            {"eps": (1.0, 8.0), "p": 2.0},
+            "eps = 8 reaches or exceeds the valid range, 0 to 1, whose length is 8 in the l2",
+        ),
+        ({"eps": (63.0,), "p": 1.0}, None),
+        ({"eps": (64.0,), "p": 1.0}, "64 in the l1 norm over all entries."),
+        # A pixel that may take any value is a usual question.
+        ({"eps": (1.0,), "attacks": ("linear-pixel-3",)}, None),
+        ({"eps": (1.0,), "attacks": ("linear-pixel-3", "pgd")}, "the valid range"),
+        ({"eps": (), "attacks": ("deepfool",)}, None),
+    ],
+    ids=str,
+)
+def test_budgets_as_large_as_the_range(changes, seen):
+    found = warnings_of(prepare(plain(**changes)), [])
+    assert [warning["kind"] for warning in found] == ["eps-range"] * (seen is not None)
+    if seen is not None:
+        assert seen in found[0]["seen"]
+        assert "units of x" in found[0]["next"]
