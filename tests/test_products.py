@@ -182,6 +182,25 @@ def test_auto_falls_back_by_itself_and_says_so():
         Products(stuck, point, "auto", batched=False).jvp(u)
 
 
+def test_a_way_that_failed_is_not_tried_again_in_the_same_run():
+    model, x = model_of("attention")
+
+    class Run:
+        def craft(self, z):
+            return model(z)
+
+    run, other = Run(), Run()
+    u = torch.ones(3, 20, dtype=x.dtype)
+    first = Products(run.craft, x, "auto", batched=False)
+    image = first.jvp(u)
+    again, elsewhere = (Products(r.craft, x, "auto", batched=False) for r in (run, other))
+    torch.testing.assert_close(again.jvp(u), image, rtol=0, atol=0)
+    torch.testing.assert_close(elsewhere.jvp(u), image, rtol=0, atol=0)
+    assert [p.linearised for p in (first, again, elsewhere)] == [2, 1, 2]
+    explicit = Products(run.craft, x, "double-backward", batched=False)
+    assert not explicit.plain_attention
+
+
 def test_a_model_without_a_gradient_is_refused():
     for cut in (lambda x: x.detach(), lambda x: x.argmax(1), lambda x: x.round().detach() + 1):
         with pytest.raises(eb.InputError, match=r"differentiable in its input.*remove detach"):

@@ -131,9 +131,9 @@ def test_large_and_ill_conditioned_needs_restarts(memory, monkeypatch):
     restarts = []
     original = module._Space.restart
 
-    def restart(space, found):
+    def restart(space, *found):
         restarts.append(space.most)
-        return original(space, found)
+        return original(space, *found)
 
     monkeypatch.setattr(module._Space, "restart", restart)
     columns, rows = 120, 120
@@ -144,6 +144,24 @@ def test_large_and_ill_conditioned_needs_restarts(memory, monkeypatch):
     assert_optimal(matrix, residuals, 1.0, memory=memory)
     assert restarts
     assert set(restarts) == {12 if memory == 0.0 else 48}
+
+
+def test_millions_of_float32_entries():
+    """A product of so many entries at once is wrong in the fourth digit; the basis must not be."""
+    entries = 3 * 2**20
+    scale = torch.rand(entries, generator=generator(0)) ** 0.5
+    x = torch.zeros(1, entries)
+    local = GaussNewton(lambda z: z * scale, x, x, eb.Quadratic(memory=0.0), batched=True)
+    found = trust_region(View(local), torch.tensor([10.0]), tolerance=1e-3)
+    assert found.converged.all()
+    zeta, steps = found.zeta.double()[0], int(local.spent()[2])
+    assert float(torch.linalg.vector_norm(zeta)) == pytest.approx(10.0, rel=2e-6)
+    gram = scale.double() ** 2 * zeta
+    multiplier = float(zeta @ gram) / 100.0
+    assert float(found.value) == pytest.approx(multiplier, rel=2e-6)
+    assert float(torch.linalg.vector_norm(gram - multiplier * zeta)) <= 1.1e-3 * multiplier * 10.0
+    assert multiplier >= 0.999 * float(scale.max()) ** 2
+    assert steps <= 120
 
 
 def test_one_output_and_one_input():

@@ -58,6 +58,44 @@ def test_duality_gap_is_small_where_the_jacobian_fits():
     assert float(bound.gap.max()) <= 1e-3
 
 
+def slow(samples: int) -> tuple[torch.nn.Module, torch.Tensor, np.ndarray]:
+    """A chain of entries, each coupled to the next alone: the ascent crawls. With each sample the best there is.
+
+    J = F diag(x) with F > 0, so that the signs of x solve the problem, and the relaxation has the same value.
+    """
+    rng = np.random.default_rng(0)
+    chain = np.zeros((39, 40))
+    for i in range(39):
+        chain[i, i : i + 2] = rng.uniform(0.2, 1.0, 2)
+    x = rng.uniform(0.3, 1.0, (samples, 40)) * rng.choice([-1.0, 1.0], (samples, 40))
+    x[1, 3:] = 0.0  # an easy one among them
+
+    class Chain(torch.nn.Module):
+        def forward(self, x):
+            return 0.5 * x.square() @ torch.from_numpy(chain).to(x).T
+
+    return Chain(), torch.from_numpy(x), ((np.abs(x) @ chain.T) ** 2).sum(1)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-5), (torch.float32, 1e-4)])
+def test_the_ascent_goes_on_where_the_gap_is_wide(dtype, tolerance):
+    model, x, best = slow(5)
+    x = x.to(dtype)
+    short = eb.upper_bound(model, x, 1.0, tolerance=tolerance, sweeps=99)
+    assert short.converged.tolist() == [False, True, False, False, False]
+    assert f"gap above {tolerance:g} on 4" in repr(short)
+    bound = eb.upper_bound(model, x, 1.0, tolerance=tolerance)
+    assert bound.converged.all()
+    assert "gap above" not in repr(bound)
+    assert (bound.gap <= tolerance).all()
+    assert (bound.value.numpy() >= best * (1.0 - 1e-12 if dtype == torch.float64 else 1.0)).all()
+    assert (bound.relaxed.numpy() <= best * (1.0 + 4.0 * torch.finfo(dtype).eps)).all()
+    for i in range(5):
+        alone = eb.upper_bound(model, x[i : i + 1], 1.0, tolerance=tolerance, sample_id=torch.tensor([i]))
+        torch.testing.assert_close(alone.value, bound.value[i : i + 1], rtol=1e-6, atol=0.0)
+    torch.testing.assert_close(short.value[1], bound.value[1], rtol=1e-6, atol=0.0)
+
+
 def test_products_alone_come_near_the_dense_bound():
     model = net(0, 60, 40, torch.nn.Tanh())
     x = torch.randn(6, 60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -17,6 +18,9 @@ __all__ = ["METHODS", "Method", "Products"]
 Method = Literal["auto", "double-backward", "forward-mode"]
 METHODS = ("auto", "double-backward", "forward-mode")
 
+#: What "auto" fell back to, method and plain attention, for each object whose method the model is: that of a run.
+_FALLEN: WeakKeyDictionary[object, tuple[Method, bool]] = WeakKeyDictionary()
+
 
 class Products:
     """Products with the Jacobian of f: (B, *S) -> (B, *O) at a point, for vectors that are flat: (B, M) and (B, K).
@@ -26,9 +30,10 @@ class Products:
     double-backward: one forward pass keeps its graph, and so does one backward pass at a dummy w; Jᵀw is then one
     backward pass through the first, Ju one through the second, which is linear in w. forward-mode: Ju with dual
     numbers, one more forward pass each, with plain attention. auto: double-backward; where a layer has no second
-    derivative (fused attention) the same with plain attention, and where that fails too, forward-mode. `extra` says
-    how many forward passes a Ju costs besides, `linearised` how often the model was linearised so far: once, and
-    once more for each way that failed.
+    derivative (fused attention) the same with plain attention, and where that fails too, forward-mode; a
+    bound method of an object that lives as long as a run is spared what failed before. `extra` says how many forward
+    passes a Ju costs besides, `linearised` how often the model was linearised so far: once, and once more for each way
+    that failed.
     """
 
     def __init__(self, model: Callable[[Tensor], Tensor], point: Tensor, method: Method, *, batched: bool) -> None:
@@ -36,6 +41,11 @@ class Products:
         self._method: Method = "double-backward" if method == "auto" else method
         self._fallback = method == "auto"
         self.plain_attention = method == "forward-mode"
+        owner = getattr(model, "__self__", None)
+        self._owner = owner if hasattr(owner, "__weakref__") and not isinstance(owner, type) else None
+        if self._fallback and self._owner is not None and self._owner in _FALLEN:
+            self._method, self.plain_attention = _FALLEN[self._owner]
+            self._batched = False
         self.linearised = 0
         self._checked = False
         self._known: tuple[Tensor, Tensor] | None = None  # some w and Jᵀw
@@ -161,6 +171,8 @@ class Products:
                 self._method = "forward-mode"
             self.plain_attention = True
             self._batched = False
+            if self._owner is not None:
+                _FALLEN[self._owner] = self._method, True
             self._linearise()
             return
         raise InputError(

@@ -31,7 +31,8 @@ class UpperBound:
     value (B,): the bound. relaxed (B,): what the semidefinite relaxation attains, a lower bound on the best `value`
     there is. exact (B,) bool: whether the largest eigenvalue in the bound is exact; where not, value holds with
     probability `confidence` over the random start of Lanczos. attained (B,): ‖r + Jη‖² of the perturbation that was
-    given, NaN without one. forwards, backwards, jvps: (B,) int64. seconds: of the call.
+    given, NaN without one. confidence, tolerance: as asked for. forwards, backwards, jvps: (B,) int64. seconds: of
+    the call.
     """
 
     value: Tensor
@@ -39,6 +40,7 @@ class UpperBound:
     exact: Tensor
     attained: Tensor
     confidence: float
+    tolerance: float
     forwards: Tensor
     backwards: Tensor
     jvps: Tensor
@@ -50,6 +52,11 @@ class UpperBound:
         return torch.where(self.value > 0, (self.value - self.relaxed) / self.value, 0.0)
 
     @property
+    def converged(self) -> Tensor:
+        """Whether the gap is within the tolerance that was asked for, (B,) bool; the bound holds either way."""
+        return self.gap <= self.tolerance
+
+    @property
     def ratio(self) -> Tensor:
         """The certificate attained / value, (B,): 1 proves the perturbation a global solution; 1 where both are 0."""
         return torch.where(self.value > 0, self.attained / self.value, torch.where(self.attained <= 0, 1.0, torch.nan))
@@ -57,7 +64,9 @@ class UpperBound:
     def __repr__(self) -> str:
         exact = "exact" if bool(self.exact.all()) else f"with confidence {self.confidence:g}"
         ratio = "" if bool(self.attained.isnan().all()) else f", attained/bound {float(self.ratio.mean()):.4f}"
-        return f"UpperBound({len(self.value)} samples, {exact}{ratio}, {self.seconds:.2f} s)"
+        wide = int((~self.converged).sum())
+        gap = f", gap above {self.tolerance:g} on {wide}" if wide else ""
+        return f"UpperBound({len(self.value)} samples, {exact}{ratio}{gap}, {self.seconds:.2f} s)"
 
 
 def upper_bound(
@@ -80,8 +89,9 @@ def upper_bound(
     model, x (B, *S), seed, sample_id: as for an `Attack`. eps: a number or (B,). target: y (B, *O), or None for
     y := f(x), then it bounds max ‖Jη‖². perturbation: (B, *S), for the certificate attained/value. memory: GB that the
     Jacobians of the samples handled together may take; where one does not fit, products alone are used and the bound
-    holds with the given confidence. tolerance: of the relative duality gap at which the relaxation stops; sweeps: the
-    largest number of its steps, 2,000 dense, 60 with products alone.
+    holds with the given confidence. tolerance: the relative duality gap that is worked for where a Jacobian fits, and
+    that `converged` is told by. sweeps: the largest number of steps of the relaxation, 2,000 dense, 60 with products
+    alone; where a dense one leaves a wider gap, at most as many again, in rounds of 100.
 
     At the relaxation's optimum attained/value of a best perturbation is at least 2/π. Raises InputError for what cannot
     be linearised. Source: Goemans, Williamson 1995; Nesterov 1998.
@@ -101,7 +111,7 @@ def upper_bound(
         with TargetModel(model) as judge:
             streams = Generators.of(check_seed(seed), ids)
             if len(x) == 0:
-                return _empty(x, confidence)
+                return _empty(x, confidence, tolerance)
             problem = Problem(judge, [], SquaredError(), x, target, streams)
             expansion = problem.expand(options, problem.objective, x, problem.target)
             if not isinstance(expansion, GaussNewton):
@@ -121,6 +131,7 @@ def upper_bound(
             exact=found.exact,
             attained=attained,
             confidence=confidence,
+            tolerance=tolerance,
             forwards=forwards + problem.clean_forwards,
             backwards=backwards,
             jvps=jvps,
@@ -141,6 +152,6 @@ def _check(confidence: float, tolerance: float, sweeps: int | None, perturbation
         )
 
 
-def _empty(x: Tensor, confidence: float) -> UpperBound:
+def _empty(x: Tensor, confidence: float, tolerance: float) -> UpperBound:
     none, count = x.new_zeros(0, dtype=torch.float64), torch.zeros(0, dtype=torch.int64, device=x.device)
-    return UpperBound(none, none, none.bool(), none, confidence, count, count, count, 0.0)
+    return UpperBound(none, none, none.bool(), none, confidence, tolerance, count, count, count, 0.0)

@@ -19,16 +19,18 @@ def ascend(
     *,
     active: Tensor | None = None,
     steps: int = 50,
-    tolerance: float = 1e-6,
+    tolerance: float | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Raise ‖r + Jδ‖² over δ in C(x) from a start in C, by δ <- argmax ⟨Jᵀ(r + Jδ), δ⟩; returns δ (B, M), value (B,).
 
     Monotone: a convex function lies above its linearisation, so each step gains at least what the linear problem does.
-    It ends where no step gains more than `tolerance` of the value, a point that satisfies the first-order conditions;
-    which of these points depends on the start. One Jᵀw and one Ju a step, for the samples that still rise.
+    It ends where no step gains more than `tolerance` of the value (1e-6 in float64, 1e-5 in float32), a point that
+    satisfies the first-order conditions; which of these points depends on the start. One Jᵀw and one Ju a step, for the samples that still rise.
 
     Source: Journée, Nesterov, Richtárik, Sepulchre 2010, "Generalized power method".
     """
+    if tolerance is None:
+        tolerance = 1e-5 if point.dtype == torch.float32 else 1e-6
     delta = start
     image = model.residual + model.jvp(delta, active)
     value = image.square().sum(1)

@@ -22,6 +22,8 @@ from epsball.solvers.view import View
 
 __all__ = ["QuadraticOptions", "solve_quadratic"]
 
+_TRIAL = 12  # steps of the power method after which many starts are compared: nearly all of what they gain
+
 
 @dataclass(frozen=True)
 class QuadraticOptions:
@@ -75,14 +77,18 @@ class _Problem:
         turn = ~within & mirrored & (self.model.residual == 0).all(1)
         return torch.where(turn[:, None], -delta, delta)
 
-    def ascend(self, starts: list[Tensor], active: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Raise each start by the power method and keep the best."""
-        best, value = ascend(self.model, self.constraint, self.point, starts[0], active=active)
-        for start in starts[1:]:
-            delta, now = ascend(self.model, self.constraint, self.point, start, active=active)
+    def ascend(self, starts: list[Tensor], active: Tensor | None = None, trial: int | None = None) -> Tensor:
+        """Raise each start by the power method and keep the best; trial: so many steps, then the best to the end."""
+        best, value = starts[0], torch.full_like(self.eps, -math.inf)
+        for start in starts:
+            delta, now = self._raise(start, active, trial)
             best = torch.where((now > value)[:, None], delta, best)
             value = torch.maximum(value, now)
-        return best, value
+        return best if trial is None else self._raise(best, active, None)[0]
+
+    def _raise(self, start: Tensor, active: Tensor | None, steps: int | None) -> tuple[Tensor, Tensor]:
+        limit = {} if steps is None else {"steps": steps}
+        return ascend(self.model, self.constraint, self.point, start, active=active, **limit)
 
 
 def solve_quadratic(
@@ -162,7 +168,7 @@ def _euclidean(problem: _Problem, weights: Tensor | None) -> tuple[Tensor, Tenso
     if not bool(cut.any()):
         return delta, solved.converged, solved.kkt
     other = torch.minimum(torch.maximum(-delta, -problem.down), problem.up)
-    raised, _ = problem.ascend([inside, other, problem.lmo(view.delta(solved.top))], cut)
+    raised = problem.ascend([inside, other, problem.lmo(view.delta(solved.top))], cut)
     kkt = torch.where(cut, math.nan, solved.kkt)
     return torch.where(cut[:, None], raised, delta), solved.converged & ~cut, kkt
 
@@ -187,7 +193,7 @@ def _vertices(problem: _Problem, weights: Tensor | None) -> tuple[Tensor, Tensor
     vertex, _ = best_groups(problem.model, alone, low, high, one, free, limit=limit, grams=grams)
     probe, slope = problem.model.probe(), problem.model.gradient()
     starts = [vertex, problem.lmo(probe), problem.lmo(-probe), problem.lmo(slope), *problem.random_starts()]
-    raised, _ = problem.ascend(starts, cut)
+    raised = problem.ascend(starts, cut, _TRIAL)
     return torch.where(cut[:, None], raised, delta), exact & ~cut
 
 
@@ -239,7 +245,7 @@ def _groups(problem: _Problem, constraint: Groups) -> tuple[Tensor, Tensor]:
     delta, exact = best_groups(problem.model, table, down, up, number, free, limit=problem.options.products)
     several = number > 1
     if bool(several.any()):
-        raised, _ = problem.ascend([delta, *problem.random_starts()], several)
+        raised = problem.ascend([delta, *problem.random_starts()], several, _TRIAL)
         delta = torch.where(several[:, None], raised, delta)
     return delta, exact
 
@@ -250,6 +256,11 @@ def _general(problem: _Problem) -> tuple[Tensor, Tensor]:
     # A ball of about the set's size in each entry, so that r and Jδ have the weight that they will have.
     size = torch.linalg.vector_norm(problem.lmo(model.probe()), dim=1)
     rough = trust_region(View(model), size, tolerance=1e-2, limit=24)
-    starts = [problem.lmo(rough.zeta), problem.lmo(-rough.zeta), problem.lmo(model.gradient())]
-    delta, _ = problem.ascend(starts + problem.random_starts())
+    starts = [problem.lmo(rough.zeta), problem.lmo(-rough.zeta)]
+    if bool((model.residual != 0).any()):
+        # Without a residual the gradient is zero, and the first start stands for it.
+        slope = model.gradient()
+        flat = (slope == 0).all(1, keepdim=True)
+        starts.append(torch.where(flat, starts[0], problem.lmo(slope)))
+    delta = problem.ascend(starts + problem.random_starts(), trial=_TRIAL)
     return delta, problem.flags(False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +14,8 @@ __all__ = ["Solved", "secular", "trust_region"]
 
 _BISECTIONS = 80
 _KEPT = 6  # leading Ritz vectors that a restart keeps
+_LEAST, _MOST = 12, 48  # vectors of the basis
+_STRIP = 2**16  # entries that are summed in their own precision, and rewritten at once by a restart
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,86 +46,92 @@ def trust_region(view: View, eps: Tensor, *, tolerance: float, limit: int = 400)
     problem in a Krylov space); Davidson 1975 and Stathopoulos, Saad, Wu 1998 (growth by residuals, thick restarts).
     """
     space = _Space(view, eps)
-    batch = len(eps)
-    active = torch.ones(batch, dtype=torch.bool, device=eps.device)
+    active = torch.ones_like(eps, dtype=torch.bool)
     zeta, top = torch.zeros_like(space.linear), torch.zeros_like(space.linear)
     kkt, value = torch.zeros_like(eps), torch.zeros_like(eps)
     converged = ~active
-    if not bool(space.grow([space.linear, space.probe], active).any()):
+    moved = space.grow([space.linear, space.probe], active)
+    if not bool(moved.any()):
         return Solved(zeta, ~converged, kkt, top, value)
-    added = 2
+    before: _Found | None = None
     while True:
         found = space.solve(tolerance)
-        for kept, now in ((zeta, found.zeta), (top, found.top)):
-            kept[active] = now[active]
-        kkt[active], value[active] = found.kkt[active], found.value[active]
-        converged = torch.where(active, found.done, converged)
-        active = active & ~found.done
-        if not bool(active.any()) or added >= limit:
-            break
-        if space.full:
-            space.restart(found)
-        moved = space.grow([found.residual, found.second], active)
+        kkt, value = torch.where(active, found.kkt, kkt), torch.where(active, found.value, value)
         # A space that no residual leaves is invariant: its solution is the whole problem's.
-        converged, active = converged | (active & ~moved), active & moved
-        added += 2
-    return Solved(zeta, converged, kkt, top, value)
+        solved = active & (found.done | ~moved)
+        finished = solved | (active & (space.added >= limit))
+        for kept, coordinates in ((zeta, found.y), (top, found.vectors[:, :, -1])):
+            space.collect(kept, coordinates, finished)
+        converged, active = converged | solved, active & ~finished
+        if not bool(active.any()):
+            return Solved(zeta, converged, kkt, top, value)
+        if space.full:
+            space.restart(found, before or found)
+            before = None
+        else:
+            before = found
+        moved = space.grow(space.residuals, active)
 
 
 @dataclass
 class _Found:
-    """What the space knows: the solution and the vectors by which it grows, each (B, M)."""
+    """What the space knows: coordinates (B, m) of the solution, eigenvectors (B, m, m) with the leading one last."""
 
-    zeta: Tensor
-    top: Tensor
+    y: Tensor
+    vectors: Tensor
     value: Tensor
     kkt: Tensor
     done: Tensor
-    residual: Tensor
-    second: Tensor
-    coefficients: Tensor  # (B, m, n): the solution, the leading Ritz vectors, Jᵀr
 
 
 class _Space:
     """An orthonormal basis V (m, B, M) of each sample's space, with JᵀJV; small matrices are in float64.
 
     A vector that adds nothing for a sample is stored as zeros, and not `used`. slope, mark: ⟨v, Jᵀr⟩ and ⟨v, probe⟩.
+    residuals: (1 or 2, B, M), what `solve` leaves to grow by. Large inputs decide how this is written: vectors are
+    changed in place, since a new one costs as much time as reading several.
     """
 
     def __init__(self, view: View, eps: Tensor) -> None:
         self.view, self.eps = view, eps.double()
         self.linear, self.probe = view.gradient(), view.probe()
+        self.sloped = (self.linear != 0).any(1)
         batch, entries = self.linear.shape
         share = 0.1 * view.model.options.memory * 1e9 / (entries * self.linear.element_size())
-        self.most = int(min(max(share, 12), 48))  # more than a restart keeps
-        self.basis = self.linear.new_zeros(self.most, batch, entries)
-        self.image = torch.zeros_like(self.basis)
+        self.most = int(min(max(share, _LEAST), _MOST))  # more than a restart keeps
+        self.basis = self.linear.new_empty(self.most, batch, entries)
+        self.image = torch.empty_like(self.basis)
+        # Without a linear term the solution is the leading eigenvector, and their residuals are one.
+        self.residuals = self.linear.new_zeros(1 + int(bool(self.sloped.any())), batch, entries)
         self.matrix = torch.zeros(batch, self.most, self.most, dtype=torch.float64, device=eps.device)
         self.slope, self.mark = self.matrix.new_zeros(2, batch, self.most)
         self.used = torch.zeros_like(self.slope, dtype=torch.bool)
+        self.added = torch.zeros_like(eps, dtype=torch.int64)
         self.size = 0
 
     @property
     def full(self) -> bool:
-        """Whether there is no room for two more vectors."""
-        return self.size + 2 > self.most
+        """Whether there is no room for what is added at once."""
+        return self.size + len(self.residuals) > self.most
 
-    def grow(self, vectors: list[Tensor], active: Tensor) -> Tensor:
+    def grow(self, vectors: Iterable[Tensor], active: Tensor) -> Tensor:
         """Add what these vectors (B, M) bring, with one product JᵀJv each; tell for whom there was any, (B,) bool."""
         moved = torch.zeros_like(active)
         for vector in vectors:
-            # What a finished sample knows need not be finite (ε = 0 has no multiplier).
-            unit = self._orthonormal(torch.where(active[:, None], vector, 0.0))
-            new = (unit != 0).any(1)
-            moved = moved | new
             m = self.size
-            self.basis[m] = unit
-            self.image[m] = self.view.normal(unit, new) if bool(new.any()) else 0.0
-            row = torch.einsum("mbd,bd->bm", self.basis[: m + 1], self.image[m]).double()
+            unit = self.basis[m].copy_(vector)
+            # What a finished sample knows need not be finite (ε = 0 has no multiplier).
+            unit[~active] = 0.0
+            new = self._orthonormalise(unit)
+            if not bool(new.any()):
+                continue
+            moved, self.added = moved | new, self.added + new
+            self.image[m] = self.view.normal(unit, new)
+            row = _inside(self.basis[: m + 1], self.image[m])
             self.matrix[:, m, : m + 1] = row
             self.matrix[:, : m + 1, m] = row
-            self.slope[:, m] = (unit * self.linear).sum(1).double()
-            self.mark[:, m] = (unit * self.probe).sum(1).double()
+            self.slope[:, m] = torch.linalg.vecdot(unit, self.linear).double()
+            self.mark[:, m] = torch.linalg.vecdot(unit, self.probe).double()
             self.used[:, m] = new
             self.size += 1
         return moved
@@ -138,46 +147,44 @@ class _Space:
         sign = torch.where((self.mark[:, :m] * vectors[:, :, -1]).sum(1) < 0, -1.0, 1.0)
         vectors = torch.cat([vectors[:, :, :-1], vectors[:, :, -1:] * sign[:, None, None]], 2)
         y, above = secular(theta, vectors, slope, self.eps)
-        lam = theta[:, -1] + above
-        zeta, top = self._combine(self.basis, y), self._combine(self.basis, vectors[:, :, -1])
-        scale = lam.to(zeta.dtype)[:, None]
-        residual = self._combine(self.image, y) + self.linear - scale * zeta
-        tops = theta[:, -1].to(zeta.dtype)[:, None]
-        ritz = self._combine(self.image, vectors[:, :, -1]) - tops * top
-        # Without a linear term the two coincide, and the second eigenvector's residual helps more.
-        if m > 1:
-            other = self._combine(self.image, vectors[:, :, -2])
-            other = other - theta[:, -2].to(zeta.dtype)[:, None] * self._combine(self.basis, vectors[:, :, -2])
-            second = torch.where((self.linear != 0).any(1, keepdim=True), ritz, other)
-        else:
-            second = ritz
-        tiny = torch.finfo(zeta.dtype).tiny
-        left = torch.linalg.vector_norm(residual, dim=1)
-        kkt = left / torch.linalg.vector_norm(scale * zeta, dim=1).clamp_min(tiny)
-        error = torch.linalg.vector_norm(ritz, dim=1)
-        # λ is safely at or above λ_max where it exceeds the Ritz value by that value's error, or the error is small.
-        sure = (above.to(error.dtype) >= error) | (error <= tolerance * tops[:, 0].clamp_min(tiny))
+        lam, kind = theta[:, -1] + above, self.basis.dtype
+        tiny = torch.finfo(kind).tiny
+        ritz = self._residual(self.residuals[0], vectors[:, :, -1], theta[:, -1])
+        error = _length(ritz)
+        relative = error / theta[:, -1].to(kind).clamp_min(tiny)
+        kkt = relative
+        if len(self.residuals) > 1:
+            residual = self._residual(self.residuals[1], y, lam).add_(self.linear)
+            kkt = _length(residual) / (lam * self.eps).to(kind).clamp_min(tiny)
+            kkt = torch.where(self.sloped, kkt, relative)
+            residual[~self.sloped] = 0.0
         kkt = torch.where(self.eps > 0, kkt, 0.0)
-        kept = [y[:, :, None], vectors[:, :, -min(_KEPT, m) :], slope[:, :, None]]
-        return _Found(
-            zeta=zeta,
-            top=top,
-            value=theta[:, -1].clamp_min(0.0).to(zeta.dtype),
-            kkt=kkt,
-            done=(kkt <= tolerance) & sure,
-            residual=residual,
-            second=second,
-            coefficients=torch.cat(kept, 2),
-        )
+        # λ is safely at or above λ_max where it exceeds the Ritz value by that value's error, or the error is small.
+        sure = (above.to(kind) >= error) | (relative <= tolerance) | (self.eps == 0)
+        value = theta[:, -1].clamp_min(0.0).to(kind)
+        return _Found(y, vectors, value, kkt, (kkt <= tolerance) & sure)
 
-    def restart(self, found: _Found) -> None:
-        """Keep the solution, the leading Ritz vectors and Jᵀr, and drop the rest of the space (a thick restart)."""
-        m, chosen = self.size, _independent(found.coefficients)
+    def collect(self, kept: Tensor, coordinates: Tensor, samples: Tensor) -> None:
+        """Write the vectors with these coordinates (B, m) into kept (B, M), for some of the samples."""
+        if bool(samples.any()):
+            kept[samples] = 0.0
+            self._add(kept, self.basis, torch.where(samples[:, None], coordinates, 0.0))
+
+    def restart(self, found: _Found, before: _Found) -> None:
+        """Keep the solution, the leading Ritz vectors, Jᵀr and both as they were one step before; drop the rest.
+
+        That is a thick restart; the step before makes it about as good as a space that was never cut.
+        """
+        m = self.size
+        past = [before.y, before.vectors[:, :, -1]]
+        past = [torch.nn.functional.pad(known, (0, m - known.shape[1])) for known in past]
+        leading = found.vectors[:, :, -min(_KEPT, m) :].flip(2)
+        chosen = _independent(torch.cat([found.y[:, :, None], leading, torch.stack([*past, self.slope[:, :m]], 2)], 2))
         n = chosen.shape[2]
         for stored in (self.basis, self.image):
-            kept = torch.einsum("mbd,bmn->nbd", stored[:m], chosen.to(stored.dtype))
-            stored[:n] = kept
-            stored[n:] = 0.0
+            for start in range(0, stored.shape[2], _STRIP):
+                strip = stored[:, :, start : start + _STRIP]
+                strip[:n] = torch.einsum("mbd,bmn->nbd", strip[:m], chosen.to(strip.dtype))
         small = chosen.transpose(1, 2) @ self.matrix[:, :m, :m] @ chosen
         for known in (self.slope, self.mark):
             now = (chosen.transpose(1, 2) @ known[:, :m, None])[:, :, 0]
@@ -189,26 +196,62 @@ class _Space:
         self.matrix[:, :n, :n] = small
         self.size = n
 
-    def _orthonormal(self, vector: Tensor) -> Tensor:
-        """Return the part of the vector outside the space, of length 1, or zeros where there is none."""
-        length = torch.linalg.vector_norm(vector, dim=1, keepdim=True)
-        unit = vector / torch.where(length > 0, length, 1.0)
-        rounding = torch.finfo(vector.dtype).eps
-        present = again = length[:, 0] > 0
-        for turn in range(3):
-            inside = torch.einsum("mbd,bd->mb", self.basis[: self.size], unit)
-            outside = unit - torch.einsum("mbd,mb->bd", self.basis[: self.size], inside)
-            length = torch.linalg.vector_norm(outside, dim=1, keepdim=True)
-            present = present & ((length[:, 0] > 50.0 * rounding) | ~again)
-            unit = torch.where(again[:, None], outside / torch.where(length > 0, length, 1.0), unit)
-            # Twice is enough but for a sample of which almost all went.
-            again = again & present & ((length[:, 0] < 0.5) | (turn == 0))
+    def _orthonormalise(self, unit: Tensor) -> Tensor:
+        """Make unit (B, M) the part of it outside the space, of length 1, or 0 where there is none; (B,) bool, where.
+
+        In place. Once is enough for what hardly changes, twice for all but a sample of which almost all went.
+        """
+        rounding = torch.finfo(unit.dtype).eps
+        present = again = self._scale(unit, torch.ones_like(unit[:, 0], dtype=torch.bool)) > 0
+        for _ in range(3):
+            inside = _inside(self.basis[: self.size], unit) * again[:, None]
+            self._add(unit, self.basis, -inside)
+            length = self._scale(unit, again)
+            present = present & ((length > 50.0 * rounding) | ~again)
+            again = again & present & (length < 0.7)
             if not bool(again.any()):
                 break
-        return torch.where(present[:, None], unit, 0.0)
+        unit[~present] = 0.0
+        return present
 
-    def _combine(self, stored: Tensor, y: Tensor) -> Tensor:
-        return torch.einsum("mbd,bm->bd", stored[: self.size], y.to(stored.dtype))
+    @staticmethod
+    def _scale(vector: Tensor, samples: Tensor) -> Tensor:
+        """Bring vectors (B, M) to length 1 in place, for some of the samples; return their lengths before."""
+        length = _length(vector)
+        vector.div_(torch.where(samples & (length > 0), length, 1.0)[:, None])
+        return length
+
+    def _residual(self, out: Tensor, y: Tensor, multiplier: Tensor) -> Tensor:
+        """Compute JᵀJVy - λVy, (B, M), in place."""
+        out.zero_()
+        self._add(out, self.image, y)
+        self._add(out, self.basis, -multiplier[:, None] * y)
+        return out
+
+    def _add(self, out: Tensor, stored: Tensor, y: Tensor) -> None:
+        """Add the combination of stored vectors with coefficients y (B, m) to out (B, M), in place."""
+        m = y.shape[1]
+        out[:, None].baddbmm_(y.to(out.dtype)[:, None], stored[:m].transpose(0, 1))
+
+
+def _inside(stored: Tensor, vector: Tensor) -> Tensor:
+    """Compute ⟨v, vector⟩ for stored vectors v (m, B, M) and a vector (B, M); (B, m) in float64.
+
+    A product of millions of float32 entries at once loses four digits, and with them the space its orthogonality.
+    """
+    found: Tensor = vector.new_zeros(len(vector), len(stored), dtype=torch.float64)
+    for start in range(0, vector.shape[1], _STRIP):
+        strip = slice(start, start + _STRIP)
+        found += torch.bmm(stored[:, :, strip].transpose(0, 1), vector[:, strip, None])[:, :, 0]
+    return found
+
+
+def _length(vector: Tensor) -> Tensor:
+    """Compute the Euclidean length of vectors (B, M); (B,)."""
+    starts = range(0, vector.shape[1], _STRIP)
+    parts = [torch.linalg.vector_norm(vector[:, start : start + _STRIP], dim=1) for start in starts]
+    length: Tensor = torch.linalg.vector_norm(torch.stack(parts, 1), dim=1)
+    return length
 
 
 def secular(theta: Tensor, vectors: Tensor, slope: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
@@ -244,7 +287,7 @@ def secular(theta: Tensor, vectors: Tensor, slope: Tensor, eps: Tensor) -> tuple
 
 
 def _independent(columns: Tensor) -> Tensor:
-    """Orthonormalise the columns (B, m, n) from the first on; a dependent one becomes zeros."""
+    """Orthonormalise the columns (B, m, n) from the first on; dependent ones become zeros, and come last."""
     kept = torch.zeros_like(columns)
     for n in range(columns.shape[2]):
         column = columns[:, :, n]
@@ -257,4 +300,6 @@ def _independent(columns: Tensor) -> Tensor:
             present = present & (length[:, 0] > 1e-10)
             column = column / torch.where(length > 0, length, 1.0)
         kept[:, :, n] = torch.where(present[:, None], column, 0.0)
-    return kept
+    used = kept.square().sum(1) > 0.5
+    order = (~used).to(torch.uint8).argsort(dim=1, stable=True)[:, None].expand_as(kept)
+    return kept.gather(2, order)[:, :, : int(used.sum(1).max())]

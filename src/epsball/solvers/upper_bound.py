@@ -16,6 +16,7 @@ from epsball.solvers.view import View
 __all__ = ["BoxBound", "bound_box"]
 
 _CHECK = 20  # sweeps between two looks at the ascent
+_ROUND = 100  # sweeps after a step along the eigenvector that the bound hangs on
 _FREE_RANK = 8  # columns of V where every sweep costs products with the network
 _LANCZOS = 40
 
@@ -48,8 +49,9 @@ def bound_box(
     With δ = c + h ⊙ ζ and F = (J diag(h), r + Jc) it is max ‖Fζ‖² over signs ζ (M + 1; M where r + Jc = 0), at most
     μ Σ d_i for any d > 0 and μ = λ_max(D^{-1/2} FᵀF D^{-1/2}). d_i = ‖(FᵀF V)_i‖ from the low-rank ascent
     V <- rows of FᵀF V scaled to length 1, which makes μ Σ d_i the value of the semidefinite relaxation as it converges.
-    Dense where FᵀF fits the model's memory budget, and μ then exact; else by products alone and μ from Lanczos with a
-    random start, raised to hold with the given confidence.
+    Dense where FᵀF fits the model's memory budget, and μ then exact, with rounds of `_raised` for the samples whose
+    relative duality gap is above the tolerance; else by products alone and μ from Lanczos with a random start, raised
+    to hold with the given confidence.
 
     Source: the relaxation of Goemans, Williamson 1995 and Nesterov 1998 (its value is at most π/2 times the maximum);
     Burer, Monteiro 2003 (low rank); Kuczyński, Woźniakowski 1992 (how much Lanczos can miss).
@@ -82,11 +84,52 @@ def _dense(model: GaussNewton, view: View, streams: Generators, tolerance: float
 
         rank = math.ceil((2.0 * gram.shape[1]) ** 0.5) + 1
         start_at = streams.take(index).normal((gram.shape[1], rank), gram.dtype)
-        weight, relaxed[index] = _ascend(product, start_at, tolerance, sweeps)
-        inverse = weight.rsqrt()
-        scaled = gram.double() * inverse[:, :, None] * inverse[:, None, :]
-        value[index] = torch.linalg.eigvalsh(scaled)[:, -1] * weight.sum(1)
-    return BoxBound(_rounded_up(value, model), relaxed, torch.ones_like(value, dtype=torch.bool))
+        factor, weight, relaxed[index] = _ascend(product, start_at, tolerance, sweeps)
+        value[index] = _dual(gram, weight)
+        for _ in range(sweeps // _ROUND):
+            wide = value[index] - relaxed[index] > tolerance * value[index]
+            if not bool(wide.any()):
+                break
+            index, gram, factor = index[wide], gram[wide], factor[wide]
+            factor, weight, attained = _raised(gram, factor)
+            value[index] = torch.minimum(value[index], _dual(gram, weight))
+            relaxed[index] = torch.maximum(relaxed[index], attained)
+    return BoxBound(value, torch.minimum(relaxed, value), torch.ones_like(value, dtype=torch.bool))
+
+
+def _raised(gram: Tensor, factor: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Step along the top eigenvector of D^{-1/2} FᵀF D^{-1/2}, then sweep; returns V, the weights d, the value.
+
+    With Z = FV and Y = ZZᵀ the relaxation is max 2 Σ (f_iᵀ Y f_i)^{1/2} - tr Y over Y ⪰ 0: concave, and its gradient
+    is FD⁻¹Fᵀ - I. Sweeps multiply the part of Y along an eigenvector u of FD⁻¹Fᵀ by μ², which takes long where u has
+    all but gone from Y and μ is little above 1; Y + s uuᵀ with the best s puts it there at once, as a column of V.
+    """
+    image = gram @ factor
+    weight = _weights(image.double())
+    largest, vectors = (part[..., -1] for part in torch.linalg.eigh(_scaled(gram, weight)))
+    column = largest[:, None] * weight.sqrt() * vectors  # Fᵀu
+    square, amount = column.square(), torch.zeros_like(largest)
+    for _ in range(20):  # Newton from the left on a convex falling derivative: no step overshoots
+        length = (weight.square() + amount[:, None] * square).sqrt()
+        slope = (square / length).sum(1) - largest
+        curvature = 0.5 * (square.square() / length**3).sum(1)
+        amount = torch.where(curvature > 0, (amount + slope / curvature).clamp_min(0.0), amount)
+    factor = _unit_rows(torch.cat([image, (amount.sqrt()[:, None] * column)[:, :, None].to(image.dtype)], 2))
+    for _ in range(_ROUND):
+        factor = _unit_rows(gram @ factor)
+    image = (gram @ factor).double()
+    return factor, _weights(image), (factor.double() * image).sum((1, 2))
+
+
+def _dual(gram: Tensor, weight: Tensor) -> Tensor:
+    """Return the bound μ Σ d_i, (B,)."""
+    return _rounded_up(torch.linalg.eigvalsh(_scaled(gram, weight))[:, -1] * weight.sum(1), gram.dtype)
+
+
+def _scaled(gram: Tensor, weight: Tensor) -> Tensor:
+    """Return D^{-1/2} FᵀF D^{-1/2} in float64."""
+    inverse = weight.rsqrt()
+    return gram.double() * inverse[:, :, None] * inverse[:, None, :]
 
 
 def _free(view: View, streams: Generators, tolerance: float, confidence: float, sweeps: int) -> BoxBound:
@@ -103,7 +146,7 @@ def _free(view: View, streams: Generators, tolerance: float, confidence: float, 
 
     entries = scale.shape[1] + 1
     start = streams.fork(0).normal((entries, _FREE_RANK), scale.dtype)
-    weight, relaxed = _ascend(product, start, tolerance, sweeps)
+    _, weight, relaxed = _ascend(product, start, tolerance, sweeps)
     inverse = weight.rsqrt().to(scale.dtype)[:, :, None]
     first = streams.fork(1).normal((entries, 1), scale.dtype)
     largest, steps = _lanczos(lambda v: inverse * product(inverse * v), first)
@@ -111,12 +154,14 @@ def _free(view: View, streams: Generators, tolerance: float, confidence: float, 
     missed = (math.log(1.648 * entries**0.5 / (1.0 - confidence)) / (2 * steps - 1)) ** 2 if steps < entries else 0.0
     if missed >= 1.0:
         return BoxBound(torch.full_like(relaxed, math.inf), relaxed, torch.zeros_like(relaxed, dtype=torch.bool))
-    value = largest / (1.0 - missed) * weight.sum(1)
-    return BoxBound(_rounded_up(value, model), relaxed, torch.zeros_like(value, dtype=torch.bool))
+    value = _rounded_up(largest / (1.0 - missed) * weight.sum(1), model.point.dtype)
+    return BoxBound(value, relaxed, torch.zeros_like(value, dtype=torch.bool))
 
 
-def _ascend(product: Callable[[Tensor], Tensor], start: Tensor, tolerance: float, sweeps: int) -> tuple[Tensor, Tensor]:
-    """Raise ⟨H, VVᵀ⟩ by V <- HV, rows scaled to length 1; returns the weights d (B, n) and the value (B,), float64."""
+def _ascend(
+    product: Callable[[Tensor], Tensor], start: Tensor, tolerance: float, sweeps: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Raise ⟨H, VVᵀ⟩ by V <- HV, rows scaled to length 1; returns V, the weights d (B, n), the value (B,), float64."""
     factor = _unit_rows(start)
     before = torch.zeros(len(start), dtype=torch.float64, device=start.device)
     running = torch.ones_like(before, dtype=torch.bool)
@@ -131,11 +176,14 @@ def _ascend(product: Callable[[Tensor], Tensor], start: Tensor, tolerance: float
             if not bool(running.any()):
                 break
     image = product(factor).double()
+    return factor, _weights(image), (factor.double() * image).sum((1, 2))
+
+
+def _weights(image: Tensor) -> Tensor:
+    """Return d, the lengths of the rows of HV (B, n, rank), with a floor that keeps 1/d finite; (B, n)."""
     weight = torch.linalg.vector_norm(image, dim=2)
     mean = weight.mean(1, keepdim=True)
-    relaxed = (factor.double() * image).sum((1, 2))
-    floor = torch.where(mean > 0, 1e-9 * mean, 1.0)
-    return torch.maximum(weight, floor), relaxed
+    return torch.maximum(weight, torch.where(mean > 0, 1e-9 * mean, 1.0))
 
 
 def _unit_rows(factor: Tensor) -> Tensor:
@@ -170,6 +218,6 @@ def _lanczos(product: Callable[[Tensor], Tensor], start: Tensor) -> tuple[Tensor
     return torch.linalg.eigvalsh(matrix)[:, -1], steps
 
 
-def _rounded_up(value: Tensor, model: GaussNewton) -> Tensor:
+def _rounded_up(value: Tensor, dtype: torch.dtype) -> Tensor:
     """Return the bound with the rounding of the products on top."""
-    return value * (1.0 + 16.0 * torch.finfo(model.point.dtype).eps)
+    return value * (1.0 + 16.0 * torch.finfo(dtype).eps)
