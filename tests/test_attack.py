@@ -1,5 +1,6 @@
 """The one loop: exact answers on affine classifiers, what each status means, and input that is refused."""
 
+import dataclasses
 import math
 from types import SimpleNamespace
 
@@ -718,7 +719,10 @@ def test_bad_sets_are_refused_before_any_forward_pass(kind):
 BAD_LABELS = {
     "too few": (torch.tensor([0, 1]), r"expected target of shape \(3,\), one class a sample, got \(2,\)"),
     "one hot": (torch.zeros(3, CLASSES, dtype=torch.int64), r"expected target of shape \(3,\)"),
-    "float": (torch.zeros(3), r"expected target as class indices in int64, got torch.float32; use target.long"),
+    "float": (
+        torch.zeros(3),
+        r"expected target as class indices in int64, got torch.float32 of shape \(3,\); .*target.long",
+    ),
     "bool": (torch.zeros(3, dtype=torch.bool), r"got torch.bool"),
     "uint8": (torch.zeros(3, dtype=torch.uint8), r"got torch.uint8"),
     "a list": ([0, 1, 2], r"expected target as a tensor of class indices \(B,\), got list"),
@@ -768,8 +772,8 @@ def flat(x):
 
 
 BAD_MODELS = {
-    "one number a sample": (lambda x: flat(x)[:, 0], r"class scores \(B, K\) .* got \(1,\)"),
-    "a map of scores": (lambda x: flat(x)[:, :, None], r"class scores \(B, K\) .* got \(1, 5, 1\)"),
+    "one number a sample": (lambda x: flat(x)[:, 0], r"class scores \(B, K\).* got \(3,\)"),
+    "a map of scores": (lambda x: flat(x)[:, :, None], r"class scores \(B, K\).* got \(3, 5, 1\)"),
     "no classes": (lambda x: flat(x)[:, :0], r"K >= 2"),
     "a mean over the batch": (lambda x: flat(x).mean(0), r"one output for each of the 1 samples, got shape \(5,\)"),
     "a scalar": (lambda x: flat(x).sum(), r"one output for each of the 1 samples, got shape \(\)"),
@@ -871,6 +875,62 @@ def test_parts_that_do_not_go_together():
         eb.Attack(eb.LpBall(p=2.0))(flat, X, torch.tensor([0, 1, 2]))
 
 
+def regressor(outputs=1, shift=0.0):
+    """A network that returns numbers and no scores, (B, 1) by default."""
+    layer = nn.Linear(math.prod(SHAPE), outputs)
+    nn.init.constant_(layer.bias, shift)
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+@pytest.mark.parametrize(
+    ("model", "target", "message"),
+    [
+        (regressor(), torch.rand(3), r"class indices in int64, got torch.float32 of shape \(3,\)"),
+        (regressor(), torch.rand(3, 1), r"class indices in int64, got torch.float32 of shape \(3, 1\)"),
+        (regressor(4), torch.rand(3, 4), r"class indices in int64, got torch.float32 of shape \(3, 4\)"),
+        (regressor(), torch.tensor([7, 1, 3]), "class 0 or 1 for a model that returns one number .* from 1 to 7"),
+        (regressor(), torch.tensor([0, -1, 1]), "class 0 or 1 for a model that returns one number .* from -1 to 1"),
+        (nn.Identity(), None, r"class scores \(B, K\), or one logit .* got \(3, 3, 8, 8\)"),
+    ],
+)
+@pytest.mark.parametrize("name", ["pgd", "deepfool", "alg1", "targeted"])
+def test_a_regression_model_under_an_attack_on_classes_is_refused_with_what_to_use(name, model, target, message):
+    counted = Counting(model)
+    with pytest.raises(eb.InputError, match=message) as caught:
+        eb.recipe(name, eps=0.1)(counted, X, target)
+    assert "'quadratic-lp'" in str(caught.value)
+    assert "objective=eb.SquaredError()" in str(caught.value)
+    assert sum(counted.calls) <= 6  # the probe alone, of the batch where its outputs had to be seen
+
+
+def test_what_the_refusal_names_works():
+    model = regressor()
+    y = torch.rand(3, 1)
+    eb.recipe("quadratic-lp", eps=0.1)(model, X, y)
+    eb.recipe("linear-lp-10", eps=0.1)(model, X, y)
+    eb.Attack(constraint=eb.LpBall(eps=0.1), objective=eb.SquaredError())(model, X, y)
+
+
+def test_one_number_a_sample_of_one_sign_is_probably_no_logit():
+    x = torch.cat([X] * 4)
+    with pytest.warns(eb.EpsballWarning, match="one number a sample.*all 12 are above 0, one class.*'quadratic-lp'"):
+        eb.recipe("fgsm", eps=0.1)(regressor(shift=50.0), x)
+    with pytest.warns(eb.EpsballWarning, match="all 12 are below 0"):
+        eb.recipe("fgsm", eps=0.1)(regressor(shift=-50.0), x)
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_logit_gives_no_warning():
+    x = torch.cat([X, X + 0.1, X, X])
+    centred = regressor(shift=50.0)
+    middle = float(scores(centred, x).median()) + 1e-6
+    nn.init.constant_(centred[1].bias, 50.0 - middle)
+    eb.recipe("fgsm", eps=0.1)(centred, x)  # both classes
+    eb.recipe("fgsm", eps=0.1)(regressor(shift=50.0), x[:7])  # too few to tell
+    eb.recipe("fgsm", eps=0.1)(regressor(shift=50.0), x, torch.ones(12, dtype=torch.int64))  # labels say what it is
+    eb.recipe("quadratic-lp", eps=0.1)(regressor(shift=50.0), x)
+
+
 @pytest.mark.parametrize("name", ["fgsm", "alg1-3"])
 def test_probabilities_where_logits_are_meant_give_a_warning(name):
     model = nn.Sequential(network("tanh"), nn.Softmax(1))
@@ -902,5 +962,21 @@ def test_the_result_tells_what_happened():
     assert text.startswith("AttackResult(4 samples: ")
     assert "1 ALREADY" in text
     assert result.having(Status.ALREADY).tolist() == [True, False, False, False]
+    assert "gain" not in text
     for status in Status:
         assert int(result.having(status).sum()) == sum(s is status for s in result.status)
+
+
+def test_the_result_of_a_regression_says_how_far_the_outputs_moved():
+    """With y := f(x) the mean gain is the mean increase of the squared error, from outputs past the library."""
+    model, x = network("tanh"), images(4)
+    result = eb.recipe("quadratic-lp", p=2.0, eps=0.5)(model, x)
+    moved = (scores(model, result.perturbed) - scores(model, x)).square().sum(1)
+    assert repr(result).startswith(
+        f"AttackResult(4 samples: mean gain {float(moved.mean()):.4g}; 4 SUCCESS; median norm"
+    )
+    assert not result.classifies
+    broken = dataclasses.replace(result, gain=torch.tensor([1.0, math.nan, 2.0, math.inf]))
+    assert "mean gain 1.5 (2 not finite); " in repr(broken)
+    assert "mean gain nan (4 not finite); " in repr(dataclasses.replace(result, gain=result.gain * math.nan))
+    assert "gain" not in repr(eb.recipe("quadratic-lp", eps=0.5)(model, x[:0]))

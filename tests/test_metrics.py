@@ -9,6 +9,7 @@ from scipy.stats import binomtest
 from torch import nn
 
 import epsball as eb
+from epsball import data, networks
 from epsball.errors import Status
 from epsball.metrics import FoolingCurve, first_order_distance, fooling_curve, psnr, robustness, sweep
 from epsball.metrics.distance import Robustness
@@ -83,6 +84,38 @@ def test_a_minimal_norm_curve_counts_norms_up_to_eps(p):
     # A limit the attack was given does not matter to the grid.
     limited = fooling_curve(attack.with_eps(1e-6), model, x, target, grid)
     assert torch.equal(limited.fooled, curve.fooled)
+
+
+@pytest.mark.parametrize("name", ["alg1-5", "fgsm", "pgd", "random-linf"])
+def test_nested_curves_keep_what_a_smaller_eps_fooled(name):
+    sample = data.load("digits", limit=60)
+    model = networks.load("digits-cnn")
+    attack = eb.recipe(name, p=math.inf, eps=1.0, bounds=(0, 1))
+    grid = [0.02, 0.05, 0.1, 0.2, 0.3]
+    plain = fooling_curve(attack, model, sample.x, sample.target, grid, seed=3)
+    nested = fooling_curve(attack, model, sample.x, sample.target, grid, seed=3, nested=True, batch_size=17)
+    assert torch.equal(nested.fooled, plain.fooled.cummax(0).values)
+    first = plain.fooled.double().argmax(0)
+    for sample_index in plain.fooled.any(0).nonzero()[:, 0].tolist():
+        at = int(first[sample_index])
+        # The perturbation stays that of the least ε, to the last digit, and costs nothing again.
+        assert (nested.norm[at:, sample_index] == plain.norm[at, sample_index]).all()
+        assert (nested.forwards[at + 1 :, sample_index] == 0).all()
+        assert (nested.backwards[at + 1 :, sample_index] == 0).all()
+        assert torch.equal(nested.forwards[: at + 1, sample_index], plain.forwards[: at + 1, sample_index])
+    left = ~plain.fooled.any(0)
+    assert torch.equal(nested.norm[:, left], plain.norm[:, left])
+    assert torch.equal(nested.backwards[:, left], plain.backwards[:, left])
+
+
+def test_nested_budgets_must_increase():
+    sample = data.load("digits", limit=4)
+    model = networks.load("digits-cnn")
+    attack = eb.recipe("alg1", p=math.inf, eps=1.0)
+    with pytest.raises(eb.InputError, match="increasing numbers as eps"):
+        attack.over(model, sample.x, sample.target, eps=[0.2, 0.1], nested=True)
+    with pytest.raises(eb.InputError, match="norm-constrained attack"):
+        eb.recipe("deepfool").over(model, sample.x, sample.target, eps=[0.1, 0.2], nested=True)
 
 
 @pytest.mark.parametrize("name", ["alg1-3", "deepfool"])

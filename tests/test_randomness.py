@@ -141,6 +141,15 @@ def test_boundary_samples_are_the_random_baselines():
     assert torch.allclose(sphere.norm(dim=1), torch.tensor(0.2).double())
     # A uniform direction in five dimensions: the squared first coordinate is Beta(1/2, 2).
     assert stats.kstest((sphere[:, 0] / 0.2).square().numpy(), stats.beta(0.5, 2.0).cdf).pvalue > P_VALUE
+    diamond = LpBall(1.0, 0.2).sample(x, streams(4000, 6), boundary=True)
+    assert torch.allclose(diamond.abs().sum(1), torch.tensor(0.2).double())
+    # Uniform on the l1 sphere: sizes are Dirichlet(1, 1, 1, 1, 1), each one Beta(1, 4), and signs are fair coins.
+    for entry in (0, 4):
+        assert stats.kstest((diamond[:, entry].abs() / 0.2).numpy(), stats.beta(1.0, 4.0).cdf).pvalue > P_VALUE
+    assert abs(float(diamond.sign().mean())) < 5 / math.sqrt(diamond.numel())
+    assert np.corrcoef(diamond.abs()[:, :2].T.numpy())[0, 1] == pytest.approx(-0.25, abs=5 / math.sqrt(4000))
+    inside = LpBall(1.0, 2.0, (0.0, 1.0)).sample(x, streams(4000, 6), boundary=True)
+    torch.testing.assert_close(inside, (10.0 * diamond).clamp(-0.5, 0.5))  # cut off at the bounds, as the others are
     weighted = LpBall(2.0, 0.2, None, torch.tensor([1.0, 0.0, 3.0, 1.0, 1.0]).double())
     eta = weighted.sample(x, streams(4000, 6))
     assert bool((eta[:, 1] == 0).all())

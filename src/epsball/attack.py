@@ -20,7 +20,7 @@ from epsball.problem import Problem
 from epsball.randomness import Generators
 from epsball.result import AttackResult
 from epsball.schedule import Schedule
-from epsball.sets.base import ConstraintSet
+from epsball.sets import ConstraintSet, Groups
 from epsball.solvers import Formulation, NormConstrained
 from epsball.target_model import TargetModel
 from epsball.validation import check_batch, check_bounds_contain, check_model, check_sample_id, check_seed
@@ -62,6 +62,12 @@ class Attack:
                 "expected eb.NormConstrained() as the formulation of a quadratic local model, got "
                 f"{type(self.formulation).__name__}."
             )
+        weighted = isinstance(self.constraint, Groups) and self.constraint.weights is not None
+        if isinstance(self.local_model, Quadratic) and weighted:
+            raise InputError(
+                "expected groups without weights for a quadratic local model, got weights; leave them out, or use a "
+                "linear one such as 'linear-pixel-3'."
+            )
         self.local_model.check(as_objective(self.objective))
         if not self.formulation.budgeted and (self.schedule.update == "project" or self.schedule.random_start):
             raise InputError("a minimal-norm attack has no budget to project onto or start in; accumulate its steps.")
@@ -99,14 +105,19 @@ class Attack:
         eps: Sequence[float | Tensor],
         seed: int = 0,
         sample_id: Tensor | None = None,
+        nested: bool = False,
     ) -> list[AttackResult]:
         """Attack a batch at each budget, as separate calls would, with the first linearisation at x made only once.
 
-        Every result counts the passes that its attack makes alone.
+        Every result counts the passes that its attack makes alone. nested: the budgets increase, and a sample that
+        succeeded within one is not attacked within larger ones, where its perturbation is allowed too: it is returned
+        there again, with no passes.
         """
         started = time.perf_counter()
+        if nested:
+            _check_nested(self.formulation, eps)
         with torch.inference_mode(False):
-            return self._over(model, check_batch(x), target, eps, seed, sample_id, started)
+            return self._over(model, check_batch(x), target, eps, seed, sample_id, started, nested)
 
     def _over(
         self,
@@ -117,6 +128,7 @@ class Attack:
         seed: int,
         sample_id: Tensor | None,
         started: float,
+        nested: bool,
     ) -> list[AttackResult]:
         check_model(model.model if isinstance(model, TargetModel) else model, x)
         seed = check_seed(seed)
@@ -134,11 +146,29 @@ class Attack:
             if len(x) == 0:
                 return [empty(x) for _ in attacks]
             problem = Problem(judge, surrogates, objective, x, target, Generators.of(seed, ids))
-            results = []
+            results: list[AttackResult] = []
             for attack in attacks:
-                results.append(_run(attack, problem, started, shared=len(attacks) > 1))
+                if nested and results and bool(results[-1].success.any()):
+                    results.append(_go_on(attack, problem, results[-1], started))
+                else:
+                    results.append(_run(attack, problem, started, shared=len(attacks) > 1))
                 started = time.perf_counter()
             return results
+
+
+def _go_on(attack: Attack, problem: Problem, before: AttackResult, started: float) -> AttackResult:
+    """Attack the samples that withstood the smaller budget, and keep the results of the others."""
+    left = (~before.success).nonzero()[:, 0]
+    if len(left) == 0:
+        return before.merge(None, left, time.perf_counter() - started)
+    part = replace(attack, constraint=attack.constraint.take(left))
+    return before.merge(_run(part, problem.take(left), started, shared=True), left, time.perf_counter() - started)
+
+
+def _check_nested(formulation: Formulation, eps: Sequence[float | Tensor]) -> None:
+    values = [float(e) for e in eps if not isinstance(e, Tensor) or e.numel() == 1]
+    if not formulation.budgeted or len(values) < len(eps) or sorted(values) != values:
+        raise InputError("expected increasing numbers as eps of a norm-constrained attack with nested=True.")
 
 
 def _check_limited(constraint: ConstraintSet, x: Tensor) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
 
@@ -16,6 +17,8 @@ from epsball.target_model import TargetModel, stacked
 from epsball.validation import check_model, check_scores
 
 __all__ = ["Problem"]
+
+_SOME = 8  # samples from which on a common sign is no accident
 
 
 class Problem:
@@ -39,6 +42,8 @@ class Problem:
         raw = _probe(judge, x, whole=whole)
         objective = objective.resolve(raw, target)
         self.classifies = objective.classifies
+        if self.classifies:
+            _check_classifier(raw, target, len(x))
         outputs = two_class(raw) if self.classifies else raw
         self.clean_forwards = int(whole)
         self.target = objective.check(outputs, target, len(x))
@@ -55,6 +60,14 @@ class Problem:
                 )
             _warn_of_probabilities(surrogate, raw, x)
         self._first: Expansion | GaussNewton | None = None
+
+    def take(self, index: Tensor) -> Problem:
+        """Keep some samples, and what is known of them."""
+        part = copy.copy(self)
+        part.x, part.target, part.streams = self.x[index], self.target[index], self.streams.take(index)
+        part.objective = self.objective.take(index)
+        part._first = None if self._first is None else self._first.take(index)
+        return part
 
     def outputs(self, x: Tensor) -> Tensor:
         """Compute the judged model's outputs without a graph."""
@@ -137,6 +150,43 @@ def _dependent(how: str) -> InputError:
         f"expected a model whose output for a sample depends on that sample alone, but it {how}; give its dropout and "
         "batch norm training=self.training (or training=False), and draw no random numbers in its forward."
     )
+
+
+_REGRESSION = (
+    "for a regression model use a recipe such as 'quadratic-lp' or 'linear-lp-10', or eb.Attack(constraint=..., "
+    "objective=eb.SquaredError())"
+)
+
+
+def _check_classifier(outputs: Tensor, target: Tensor | None, batch: int) -> None:
+    """Refuse outputs and targets of a regression model where the objective is one of classes, before any work."""
+    if isinstance(target, Tensor) and target.is_floating_point():
+        raise InputError(
+            f"expected target as class indices in int64, got {target.dtype} of shape {tuple(target.shape)}; use "
+            f"target.long() if they are class indices; {_REGRESSION}."
+        )
+    if not isinstance(outputs, Tensor):
+        return
+    if outputs.dim() != 2:
+        raise InputError(
+            f"expected the model to return class scores (B, K), or one logit (B, 1) for two classes, got "
+            f"{(batch, *outputs.shape[1:])}; {_REGRESSION}."
+        )
+    if outputs.shape[1] != 1:
+        return
+    integers = isinstance(target, Tensor) and not target.is_complex() and target.dtype != torch.bool
+    if isinstance(target, Tensor) and integers and bool(((target < 0) | (target > 1)).any()):
+        raise InputError(
+            "expected class 0 or 1 for a model that returns one number a sample, taken for the logit of two classes, "
+            f"got targets from {int(target.min())} to {int(target.max())}; {_REGRESSION}."
+        )
+    if target is None and len(outputs) >= _SOME and bool((outputs > 0).all() | (outputs < 0).all()):
+        warnings.warn(
+            f"the model returns one number a sample, taken for the logit of two classes, and all {len(outputs)} are "
+            f"{'above' if bool((outputs > 0).all()) else 'below'} 0, one class; {_REGRESSION}.",
+            EpsballWarning,
+            stacklevel=6,
+        )
 
 
 def _warn_of_probabilities(model: TargetModel, outputs: Tensor, x: Tensor) -> None:

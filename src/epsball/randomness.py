@@ -25,13 +25,17 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 def _shift(z: Tensor, bits: int) -> Tensor:
     """Shift right without the sign: torch's >> on int64 is arithmetic."""
-    return (z >> bits) & ((1 << (64 - bits)) - 1)
+    return (z >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _mix(z: Tensor) -> Tensor:
-    z = (z ^ _shift(z, 30)) * _MIX_1
-    z = (z ^ _shift(z, 27)) * _MIX_2
-    return z ^ _shift(z, 31)
+    """Mix `z` in place: the draws of a batch are its largest integers, and copies of them would be its peak memory."""
+    z ^= _shift(z, 30)
+    z *= _MIX_1
+    z ^= _shift(z, 27)
+    z *= _MIX_2
+    z ^= _shift(z, 31)
+    return z
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,7 +53,7 @@ class Generators:
         """Return independent streams, one for each tag path (a step, a restart, a purpose)."""
         keys = self.keys
         for tag in tags:
-            keys = _mix(_mix(keys + _GOLDEN) ^ _wrap((tag + 1) * 0x632BE59BD9B4E019))
+            keys = _mix(_mix(keys + _GOLDEN).bitwise_xor_(_wrap((tag + 1) * 0x632BE59BD9B4E019)))
         return Generators(keys)
 
     def take(self, index: Tensor) -> Generators:
@@ -65,11 +69,11 @@ class Generators:
     def uniform(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Draw from the open interval (0, 1): (B, *shape)."""
         bits = 52 if dtype == torch.float64 else 23  # one less than the type holds, or the last half would round to 1
-        return (_shift(self.bits(shape), 64 - bits).to(dtype) + 0.5) * 2.0**-bits
+        return _shift(self.bits(shape), 64 - bits).to(dtype).add_(0.5).mul_(2.0**-bits)
 
     def normal(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Draw standard normal entries: (B, *shape)."""
-        return math.sqrt(2.0) * torch.erfinv(2.0 * self.uniform(shape, dtype) - 1.0)
+        return self.uniform(shape, dtype).mul_(2.0).sub_(1.0).erfinv_().mul_(math.sqrt(2.0))
 
     def coin(self, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         """Draw -1 or +1 with equal chance: (B, *shape)."""

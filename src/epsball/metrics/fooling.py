@@ -64,15 +64,16 @@ def sweep(
     *,
     seed: int = 0,
     sample_id: Tensor | None = None,
+    nested: bool = False,
 ) -> list[tuple[float, AttackResult, Tensor]]:
     """Run an attack on a batch at every ε, sharing what does not depend on it; (ε, result, success within ε) for each.
 
     A norm-constrained attack runs at each ε, the first linearisation at x made only once. A minimal-norm attack runs
-    once, without a limit; at each ε its successes of norm at most ε count.
+    once, without a limit; at each ε its successes of norm at most ε count. nested: as in `Attack.over`.
     """
     check_grid(eps)
     if attack.formulation.budgeted:
-        results = attack.over(model, x, target, eps=list(eps), seed=seed, sample_id=sample_id)
+        results = attack.over(model, x, target, eps=list(eps), seed=seed, sample_id=sample_id, nested=nested)
         return [(e, result, _fooled(result, target)) for e, result in zip(eps, results, strict=True)]
     free = attack.with_eps(math.inf)
     result = free(model, x, target, seed=seed, sample_id=sample_id)
@@ -97,12 +98,15 @@ def fooling_curve(
     seed: int = 0,
     sample_id: Tensor | None = None,
     batch_size: int = 500,
+    nested: bool = False,
     progress: Callable[[int], None] | None = None,
 ) -> FoolingCurve:
     """Measure the fooling ratio of one attack over a grid of ε, batch by batch.
 
     x: (N, *S), target: (N,) class indices, eps: increasing budgets in units of x. progress is called with the number of
-    samples finished. Of the samples classified correctly, those misclassified within ε count.
+    samples finished. Of the samples classified correctly, those misclassified within ε count. nested: a sample fooled
+    within a smaller ε of the grid counts within the larger ones too, and is not attacked again: the curve cannot fall,
+    and takes several times fewer passes.
     """
     x, target = check_batch(x), check_labels(target, len(x))
     check_grid(eps)
@@ -112,7 +116,7 @@ def fooling_curve(
     for rows in batches(len(x), batch_size):
         correct.append(predict(model, x[rows]) == target[rows])
         part = replace(attack, objective=as_objective(attack.objective).take(torch.arange(len(x))[rows]))
-        parts.append(sweep(part, model, x[rows], target[rows], eps, seed=seed, sample_id=ids[rows]))
+        parts.append(sweep(part, model, x[rows], target[rows], eps, seed=seed, sample_id=ids[rows], nested=nested))
         if progress is not None:
             progress(rows.stop - rows.start)
 
