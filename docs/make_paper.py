@@ -1,9 +1,8 @@
-"""Assemble docs/paper.md and its figures from the folders that `epsball paper` wrote.
+"""Assemble docs/paper.md and its figures from the folder that `epsball paper all` wrote.
 
-python docs/make_paper.py RUNS     where RUNS/table3, figure1, figure2, figure3 and figure4 are their --out folders
+python docs/make_paper.py RUN     where RUN is its --out folder, with table3, figure1, figure2, figure3 and figure4
 
-A section whose folder is not there stays as it is in the page. Panels of Figure 4 that were made one by one (figure4a,
-figure4b, ...) are put together.
+A section whose folder is not there stays as it is in the page, and so does a figure whose panel was not made.
 """
 
 from __future__ import annotations
@@ -12,11 +11,14 @@ import json
 import re
 import shutil
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 from epsball.report.paper import figure3_markdown, table3_markdown
-from epsball.report.paper_regression import figure2_markdown, figure4_markdown, save_figure4
+from epsball.report.paper_page import claims_markdown
+from epsball.report.paper_regression import figure2_markdown, figure4_markdown
+from epsball.report.paper_tables import table1_markdown, table2_markdown
 
 DOCS = Path(__file__).parent
 
@@ -30,22 +32,32 @@ images are; the autoencoders without a range. To make this page again, with `EPS
 `mnist/` and `cifar10/`:
 
 ```sh
-epsball paper table3 --out runs/table3
-epsball paper figure1 --out runs/figure1
 epsball train cifar10-autoencoder --out runs/cifar10-autoencoder.safetensors
-epsball paper figure2 --weights cifar10-autoencoder=runs/cifar10-autoencoder.safetensors --out runs/figure2
-epsball paper figure3 --out runs/figure3
-epsball paper figure4 --weights cifar10-autoencoder=runs/cifar10-autoencoder.safetensors --out runs/figure4
-python docs/make_paper.py runs
+epsball paper all --weights cifar10-autoencoder=runs/cifar10-autoencoder.safetensors --out runs/paper
+python docs/make_paper.py runs/paper
 ```
+
+The first line may be left out: what has no weights is trained first. A run that was killed goes on with `--resume`.
+`runs/paper/paper.html` holds the same on one page, with Tables 1 and 2, the networks' cards, and which of the paper's
+statements hold; `runs/paper/results.parquet` holds every row.
 """
+
+#: Heading: the writer of a section that is made of the whole record.
+WHOLE = {
+    "What holds": claims_markdown,
+    "Table 1": lambda record: table1_markdown(record["table1"]),
+    "Table 2": lambda record: table2_markdown(record["table2"]),
+}
 
 #: Heading: folder, figures with what they show, and the writer of the numbers.
 SECTIONS: dict[str, tuple[str, dict[str, str], Any]] = {
     "Table 3": ("table3", {}, table3_markdown),
-    "Figure 1(a)": (
+    "Figure 1": (
         "figure1",
-        {"figure1a": "Ten digits, each beside its perturbed version and what LeNet-5 sees in it"},
+        {
+            "figure1a": "Ten digits, each beside its perturbed version and what LeNet-5 sees in it",
+            "figure1b": "Ten images of CIFAR-10, each beside its perturbed version and what NIN sees in it",
+        },
         None,
     ),
     "Figure 2": (
@@ -53,61 +65,72 @@ SECTIONS: dict[str, tuple[str, dict[str, str], Any]] = {
         {
             "figure2a": "Digits, adversarial and noisy, each beside the autoencoder's output",
             "figure2b": "The same for CIFAR-10 with 100 changed pixels",
+            "figure2c": "Images of STL-10, adversarial and noisy, each beside its colorization",
         },
         figure2_markdown,
     ),
     "Figure 3": (
         "figure3",
         {
-            "figure3-unbounded": "Fooling ratio over eps of ten methods on both networks, unbounded",
+            "figure3-unbounded": "Fooling ratio over eps of ten methods on each network, unbounded",
             "figure3-bounded": "The same inside the range 0 to 1",
         },
         figure3_markdown,
     ),
     "Figure 4": (
         "figure4",
-        {"figure4": "Output PSNR of the autoencoders under attack, three panels"},
+        {"figure4": "Output PSNR of the regression networks under attack, a panel for each"},
         figure4_markdown,
     ),
 }
 
 
-def join_panels(runs: Path) -> None:
-    """Make RUNS/figure4 from the folders of its panels, where it is not there itself."""
-    parts = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(runs.glob("figure4*/figure4.json"))]
-    whole = runs / "figure4"
-    if not parts or (whole / "figure4.json").is_file():
-        return
-    record = parts[0] | {"panels": sorted((p for part in parts for p in part["panels"]), key=lambda p: p["key"])}
-    whole.mkdir(exist_ok=True)
-    (whole / "figure4.json").write_text(json.dumps(record), encoding="utf-8")
-    save_figure4(record, whole / "figures")
-
-
-def section(runs: Path, heading: str, known: dict[str, str]) -> str:
+def section(run: Path, heading: str, known: dict[str, str]) -> str:
     """Write one section and copy its figures, or return what the page says."""
     folder, figures, write = SECTIONS[heading]
-    source = runs / folder / f"{folder}.json"
+    source = run / folder / f"{folder}.json"
     if not source.is_file():
         return known.get(heading, "")
     parts = []
     for name, text in figures.items():
-        shutil.copy(runs / folder / "figures" / f"{name}.png", DOCS / "figures")
-        parts.append(f"![{text}](figures/{name}.png)\n")
+        drawn = run / folder / "figures" / f"{name}.png"
+        if drawn.is_file():
+            shutil.copy(drawn, DOCS / "figures")
+        if (DOCS / "figures" / drawn.name).is_file():
+            parts.append(f"![{text}](figures/{name}.png)\n")
     if write is not None:
         parts.append(write(json.loads(source.read_text(encoding="utf-8"))).replace("\n## ", "\n### ") + "\n")
     return "\n".join(parts)
 
 
+def whole(run: Path, heading: str, known: dict[str, str]) -> str:
+    """Write a section from the record of all, or return what the page says."""
+    source = run / "paper.json"
+    if not source.is_file():
+        return known.get(heading, "")
+    return wrapped(WHOLE[heading](json.loads(source.read_text(encoding="utf-8"))))
+
+
+def wrapped(text: str) -> str:
+    """Break the lines that are not a table's."""
+    lines = [line if line.startswith("|") else textwrap.fill(line, 118) for line in text.splitlines()]
+    return "\n".join(lines)
+
+
 def main() -> None:
-    runs, page = Path(sys.argv[1]), DOCS / "paper.md"
+    run, page = Path(sys.argv[1]), DOCS / "paper.md"
     (DOCS / "figures").mkdir(exist_ok=True)
-    join_panels(runs)
     before = re.split(r"^## (.+)\n\n", page.read_text(encoding="utf-8"), flags=re.M) if page.is_file() else [""]
     known = dict(zip(before[1::2], before[2::2], strict=True))
-    texts = {heading: section(runs, heading, known).rstrip() for heading in SECTIONS}
+    texts = {heading: whole(run, heading, known).rstrip() for heading in WHOLE}
+    texts |= {heading: section(run, heading, known).rstrip() for heading in SECTIONS}
     written = [f"## {heading}\n\n{text}\n" for heading, text in texts.items() if text]
-    page.write_text("\n".join([INTRODUCTION, *written]), encoding="utf-8")
+    introduction = [INTRODUCTION]
+    if (run / "paper.html").is_file():
+        shutil.copy(run / "paper.html", DOCS)
+    if (DOCS / "paper.html").is_file():
+        introduction.append("The page that the command writes is kept here too: [paper.html](paper.html).\n")
+    page.write_text("\n".join([*introduction, *written]), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """The command line: every command on real digits, exit codes, and one line for whatever cannot be run."""
 
-import inspect
 import io
 import json
 import math
@@ -199,13 +198,30 @@ def test_mnist_comes_from_the_data_root(tmp_path, monkeypatch):
     assert "mnist test, 100 of 10,000 samples" in result.stdout
 
 
-@pytest.mark.parametrize("name", ["table3", "figure1", "figure3"])
-def test_paper_commands_call_functions_that_take_what_they_give(name):
-    result = call("paper", name, "--help")
-    assert result.exit_code == 0
+@pytest.mark.parametrize("name", ["all", "table3", "figure1", "figure2", "figure3", "figure4"])
+def test_paper_commands_hand_their_options_over(name, tmp_path, monkeypatch):
     paper = pytest.importorskip("epsball.experiments.paper")
-    signature = inspect.signature(getattr(paper, name))
-    signature.bind("out", data_root=None, limit=None, seed=0, batch_size=1, progress=None)
+    given = []
+    monkeypatch.setattr(paper, "everything" if name == "all" else name, lambda setting: given.append(setting) or "done")
+    options = ("--data-root", "d", "--seed", 3, "--batch-size", 7, "--weights", "mnist-fcnn=w.pt", "--panels", "a")
+    result = call("paper", name, "--out", tmp_path, "--samples", 5, *options, "--resume")
+    assert result.exit_code == 0, result.stderr
+    (setting,) = given
+    assert (setting.out, setting.data_root, setting.limit, setting.seed) == (tmp_path, "d", 5, 3)
+    assert (setting.batch_size, setting.weights, setting.panels, setting.resume) == (
+        7,
+        {"mnist-fcnn": "w.pt"},
+        "a",
+        True,
+    )
+    assert "done" in result.stdout
+
+
+def test_paper_weights_are_pairs(tmp_path):
+    result = call("paper", "figure4", "--out", tmp_path / "r", "--weights", "w.safetensors")
+    assert result.exit_code == 2
+    assert "--weights NETWORK=FILE" in result.stderr
+    assert not (tmp_path / "r").exists()
 
 
 # Bad input: exit code 2, one line, nothing written

@@ -74,11 +74,13 @@ def test_claims_are_judged_on_the_correctly_classified_samples_alone():
 def test_grids_are_those_of_the_issue():
     assert paper.PAPER["mnist-fcnn"].grid == pytest.approx(np.linspace(0.01, 0.10, 10))
     assert paper.PAPER["mnist-lenet5"].grid == pytest.approx(np.linspace(0.02, 0.20, 10))
+    assert paper.PAPER["cifar10-nin"].grid == pytest.approx(np.linspace(0.003, 0.03, 10))
+    assert paper.PAPER["cifar10-densenet40"].grid == pytest.approx(np.linspace(0.002, 0.01, 9))
 
 
 @needs_mnist
 def test_table3_reports_what_the_distances_say(tmp_path):
-    text = paper.table3(tmp_path, limit=60, batch_size=25)
+    text = paper.table3(paper.Setting(tmp_path, limit=60, batch_size=25))
     record = json.loads((tmp_path / "table3.json").read_text())
     assert len(columns(tmp_path / "distances.parquet")["network"]) == 60 * 2 * 2
     for row in record["rows"]:
@@ -100,7 +102,7 @@ def test_table3_reports_what_the_distances_say(tmp_path):
 @pytest.mark.slow
 def test_figure3_writes_rows_curves_and_verdicts(tmp_path):
     calls = []
-    text = paper.figure3(tmp_path, limit=24, batch_size=24, progress=lambda *call: calls.append(call))
+    text = paper.figure3(paper.Setting(tmp_path, limit=24, batch_size=24, progress=lambda *call: calls.append(call)))
     record = json.loads((tmp_path / "figure3.json").read_text())
     assert len(record["panels"]) == 4
     assert len(columns(tmp_path / "results.parquet")["eps"]) == 4 * len(paper.METHODS) * 10 * 24
@@ -123,15 +125,15 @@ def test_figure3_writes_rows_curves_and_verdicts(tmp_path):
 
 @needs_mnist
 def test_figure1_examples_are_fooled(tmp_path):
-    paper.figure1(tmp_path, limit=300)
-    record = json.loads((tmp_path / "figure1.json").read_text())
+    paper.figure1(paper.Setting(tmp_path, limit=300, panels="a"))
+    (panel,) = json.loads((tmp_path / "figure1.json").read_text())["panels"]
     model, sample = networks.load("mnist-lenet5"), data.load("mnist", limit=300)
-    assert len(record["examples"]) >= 8
-    for label, example in record["examples"].items():
+    assert len(panel["examples"]) >= 8
+    for example in panel["examples"]:
         x, perturbed = torch.tensor(example["x"]), torch.tensor(example["perturbed"])
         assert torch.equal(x, sample.x[example["sample_id"]])
-        assert int(model(x[None]).argmax()) == int(label)
-        assert int(model(perturbed[None]).argmax()) == example["prediction"] != int(label)
+        assert int(model(x[None]).argmax()) == example["label"]
+        assert int(model(perturbed[None]).argmax()) == example["prediction"] != example["label"]
         assert float((perturbed - x).abs().max()) <= 0.1 + 1e-6
     assert (tmp_path / "figures" / "figure1a.png").stat().st_size > 10_000
 
@@ -182,7 +184,7 @@ def test_panels_budgets_leave_the_input_psnr_of_the_axis():
 @needs_mnist
 @pytest.mark.slow
 def test_figure4_reports_what_its_rows_say(tmp_path):
-    text = paper.figure4(tmp_path, limit=6, panels="a")
+    text = paper.figure4(paper.Setting(tmp_path, limit=6, panels="a"))
     (panel,) = json.loads((tmp_path / "figure4.json").read_text())["panels"]
     for method, values in panel["curves"].items():
         part = columns(tmp_path / "results.parquet", attack=method)
@@ -203,7 +205,7 @@ def test_figure4_reports_what_its_rows_say(tmp_path):
 @needs_mnist
 @pytest.mark.slow
 def test_figure2_shows_what_the_network_makes_of_its_images(tmp_path):
-    paper.figure2(tmp_path, limit=2, panels="a")
+    paper.figure2(paper.Setting(tmp_path, limit=2, panels="a"))
     (panel,) = json.loads((tmp_path / "figure2.json").read_text())["panels"]
     model = networks.load("mnist-autoencoder")
     for pictures in panel["shown"].values():

@@ -1,6 +1,7 @@
 """The catalogue: every recipe on small networks, judged from the returned tensor alone, and what each name composes."""
 
 import dataclasses
+import itertools
 import math
 import re
 
@@ -500,8 +501,29 @@ def test_group_recipes_take_weights():
         expected = np.where(best.reshape(8, 8), np.sign(slope) * 0.1 * weights.numpy(), 0.0)
         np.testing.assert_allclose(result.perturbation[i].numpy(), expected, rtol=0, atol=1e-12)
     torch.testing.assert_close(result.norm, torch.full((3,), 0.1, dtype=torch.float64))
-    with pytest.raises(eb.InputError, match="groups without weights for a quadratic local model"):
-        eb.recipe("quadratic-pixel", eps=0.1, weights=weights)
+
+
+@pytest.mark.parametrize("bounds", [None, (0.0, 1.0)])
+def test_a_weighted_quadratic_pixel_is_the_best_of_all_corners_of_all_pixels(bounds):
+    generator = torch.Generator().manual_seed(2)
+    layer = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4, 5)).double()
+    x = torch.rand(4, 3, 2, 2, generator=generator, dtype=torch.float64)
+    y = torch.rand(4, 5, generator=generator, dtype=torch.float64)
+    weights = torch.rand(3, 2, 2, generator=generator, dtype=torch.float64)
+    weights[1, 0, 0] = 0.0
+    result = eb.recipe("quadratic-pixel", eps=0.7, bounds=bounds, weights=weights)(layer, x, y)
+    w, b = (parameter.detach().numpy() for parameter in layer[1].parameters())
+    low, high = (-np.inf, np.inf) if bounds is None else bounds
+    for i in range(4):
+        best = -np.inf
+        for row, column in itertools.product(range(2), range(2)):
+            for signs in itertools.product((-1.0, 1.0), repeat=3):
+                moved = x[i].numpy().copy()
+                moved[:, row, column] += 0.7 * weights[:, row, column].numpy() * np.array(signs)
+                best = max(best, np.sum((w @ moved.clip(low, high).ravel() + b - y[i].numpy()) ** 2))
+        assert float(result.gain[i]) == pytest.approx(best, rel=1e-9)
+    assert bool(result.exact.all())
+    assert (result.perturbation[:, 1, 0, 0] == 0).all()
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from epsball.problem import Problem
 from epsball.randomness import Generators
 from epsball.result import AttackResult
 from epsball.schedule import Schedule
-from epsball.sets import ConstraintSet, Groups
+from epsball.sets import ConstraintSet
 from epsball.solvers import Formulation, NormConstrained
 from epsball.target_model import TargetModel
 from epsball.validation import check_batch, check_bounds_contain, check_model, check_sample_id, check_seed
@@ -61,12 +61,6 @@ class Attack:
             raise InputError(
                 "expected eb.NormConstrained() as the formulation of a quadratic local model, got "
                 f"{type(self.formulation).__name__}."
-            )
-        weighted = isinstance(self.constraint, Groups) and self.constraint.weights is not None
-        if isinstance(self.local_model, Quadratic) and weighted:
-            raise InputError(
-                "expected groups without weights for a quadratic local model, got weights; leave them out, or use a "
-                "linear one such as 'linear-pixel-3'."
             )
         self.local_model.check(as_objective(self.objective))
         if not self.formulation.budgeted and (self.schedule.update == "project" or self.schedule.random_start):

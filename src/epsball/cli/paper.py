@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,76 +16,69 @@ __all__ = ["paper"]
 
 paper = typer.Typer(help="Make the paper's tables and figures again, its values beside ours.", no_args_is_help=False)
 
+_COMMANDS = {
+    "all": "Everything below, on one page; a run that was killed goes on with --resume.",
+    "table3": "Test error, rho1, rho2 and eps99 of the classifiers (Table 3).",
+    "figure1": "Perturbed images and their predictions (Figure 1).",
+    "figure2": "Images, adversarial and noisy versions, and what regression networks make of them (Figure 2).",
+    "figure3": "Fooling ratio over eps of every method (Figure 3).",
+    "figure4": "Output PSNR of the regression networks over input PSNR or eps (Figure 4).",
+}
+
 Weights = Annotated[
     list[str] | None,
     typer.Option(
-        help="NETWORK=FILE, for a network whose weights do not come with epsball; trained first if not given."
+        help="NETWORK=FILE, instead of the weights that come with epsball. A regression network without weights is "
+        "trained first, a classifier left out."
     ),
 ]
+Limit = Annotated[
+    int | None,
+    typer.Option("--limit", "--samples", help="So many test images of each network; default: all, or 1,000."),
+]
+Panels = Annotated[str, typer.Option(help="Which panels, as letters such as ab; default: all.")]
+Resume = Annotated[bool, typer.Option(help="Keep what an earlier run into the same folder has measured.")]
+
+
+def _add(name: str, text: str) -> None:
+    def command(
+        out: o.Out,
+        data_root: o.DataRoot = None,
+        limit: Limit = None,
+        seed: o.Seed = 0,
+        batch_size: o.BatchSize = 250,
+        weights: Weights = None,
+        panels: Panels = "",
+        resume: Resume = False,
+    ) -> None:
+        _make(
+            name,
+            out=out,
+            data_root=data_root,
+            limit=limit,
+            seed=seed,
+            batch_size=batch_size,
+            weights=_files(weights),
+            panels=panels,
+            resume=resume,
+        )
+
+    paper.command(name, help=text)(command)
+
+
+for _name, _text in _COMMANDS.items():
+    _add(_name, _text)
 
 
 def _make(name: str, out: Path, **options: Any) -> None:
-    function = getattr(import_module("epsball.experiments.paper"), name)
+    from epsball.experiments import paper as experiments
+    from epsball.experiments.paper.setting import Setting
+
+    function: Callable[[Setting], str] = getattr(experiments, "everything" if name == "all" else name)
     with ProgressBar() as bar:
-        text = function(out, progress=bar, **options)
+        text = function(Setting(out=out, progress=bar, **options))
     write_markdown(text)
     write("", f"written to {out}")
-
-
-@paper.command()
-def table3(
-    out: o.Out, data_root: o.DataRoot = None, limit: o.Limit = None, seed: o.Seed = 0, batch_size: o.BatchSize = 500
-) -> None:
-    """Test error, rho1, rho2 and eps99 of the MNIST networks (Table 3)."""
-    _make("table3", out, data_root=data_root, limit=limit, seed=seed, batch_size=batch_size)
-
-
-@paper.command()
-def figure1(
-    out: o.Out, data_root: o.DataRoot = None, limit: o.Limit = None, seed: o.Seed = 0, batch_size: o.BatchSize = 500
-) -> None:
-    """Perturbed images and their predictions (Figure 1)."""
-    _make("figure1", out, data_root=data_root, limit=limit, seed=seed, batch_size=batch_size)
-
-
-@paper.command()
-def figure2(
-    out: o.Out,
-    data_root: o.DataRoot = None,
-    limit: o.Limit = None,
-    seed: o.Seed = 0,
-    batch_size: o.BatchSize = 250,
-    weights: Weights = None,
-    panels: Annotated[str, typer.Option(help="Which panels, of ab.")] = "ab",
-) -> None:
-    """Images, adversarial and noisy versions, and what the autoencoders make of them (Figure 2)."""
-    files = _files(weights)
-    _make("figure2", out, data_root=data_root, limit=limit, seed=seed, batch_size=batch_size, weights=files,
-          panels=_panels(panels, "ab"))  # fmt: skip
-
-
-@paper.command()
-def figure3(
-    out: o.Out, data_root: o.DataRoot = None, limit: o.Limit = None, seed: o.Seed = 0, batch_size: o.BatchSize = 500
-) -> None:
-    """Fooling ratio over eps of every method (Figure 3)."""
-    _make("figure3", out, data_root=data_root, limit=limit, seed=seed, batch_size=batch_size)
-
-
-@paper.command()
-def figure4(
-    out: o.Out,
-    data_root: o.DataRoot = None,
-    limit: o.Limit = None,
-    seed: o.Seed = 0,
-    batch_size: o.BatchSize = 250,
-    weights: Weights = None,
-    panels: Annotated[str, typer.Option(help="Which panels, of abc.")] = "abc",
-) -> None:
-    """Output PSNR of the autoencoders over input PSNR or eps (Figure 4)."""
-    files = _files(weights)
-    _make("figure4", out, data_root=data_root, limit=limit, seed=seed, batch_size=batch_size, weights=files,
-          panels=_panels(panels, "abc"))  # fmt: skip
 
 
 def _files(weights: list[str] | None) -> dict[str, str]:
@@ -97,9 +90,3 @@ def _files(weights: list[str] | None) -> dict[str, str]:
             f"expected --weights NETWORK=FILE, got {''.join(wrong)!r}; such as cifar10-autoencoder=weights.safetensors."
         )
     return {network: file for network, _, file in pairs}
-
-
-def _panels(panels: str, known: str) -> str:
-    if not panels or set(panels) - set(known):
-        raise InputError(f"expected --panels as letters of {known!r}, got {panels!r}.")
-    return panels

@@ -23,6 +23,8 @@ class Claim:
 
 
 CLAIMS = (
+    Claim("Iterating helps: Algorithm 1-10 fools more than Algorithm 1", "section 6.1", "alg1-10", "alg1"),
+    Claim("Iterating helps: DeepFool fools more than Algorithm 1", "section 6.1", "deepfool", "alg1"),
     Claim("Algorithm 1 fools more than FGSM", "section 6.1", "alg1", "fgsm"),
     Claim("Algorithm 1-10 fools more than PGD (the paper's, T = 10)", "section 6.1", "alg1-10", "pgd-paper"),
     Claim("Algorithm 1-5 fools more than PGD (the paper's, T = 10)", "section 6.1", "alg1-5", "pgd-paper"),

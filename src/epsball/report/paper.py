@@ -11,14 +11,13 @@ from typing import Any
 import numpy as np
 
 from epsball.report.figures import Curve, FoolingCurves
-from epsball.report.style import INK, MUTED, new_figure, save
+from epsball.report.style import INK, MUTED, new_figure, save, show_image
 from epsball.report.tables import to_markdown
+from epsball.report.text import listed
 
-__all__ = ["figure3_markdown", "save_figure1", "save_figure3", "table3_markdown"]
+__all__ = ["figure3_markdown", "panel_grid", "save_figure1", "save_figure3", "table3_markdown"]
 
 Record = Mapping[str, Any]
-
-_DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
 
 def table3_markdown(record: Record) -> str:
@@ -37,11 +36,12 @@ def table3_markdown(record: Record) -> str:
         for row in record["rows"]
     ]
     lines = [
-        "Table 3 on MNIST test images (p = ∞). Each cell: the paper's value → ours (95 % interval), deviation.",
+        "Table 3 (p = ∞). Each cell: the paper's value → ours (95 % interval), deviation.",
         "",
         to_markdown(rows).rstrip(),
         "",
         "ρ̂₁ and ρ̂₂ are means over the images classified correctly; ρ̂₂, the first-order distance, knows no range.",
+        *_left_out(record),
         _versions(record),
     ]
     return "\n".join(lines)
@@ -49,7 +49,7 @@ def table3_markdown(record: Record) -> str:
 
 def figure3_markdown(record: Record) -> str:
     """Write the curves of Figure 3 as tables, what each method costs, and the verdict on each claim."""
-    lines = ["Fooling ratio in % of the correctly classified MNIST test images (p = ∞)."]
+    lines = ["Fooling ratio in % of the correctly classified test images (p = ∞)."]
     for panel in record["panels"]:
         lines += ["", f"## {panel['title']}, {panel['range']}: n = {panel['count']:,} of {panel['total']:,}", ""]
         rows = []
@@ -74,46 +74,69 @@ def figure3_markdown(record: Record) -> str:
             "same images, by paired 95 % intervals at each ε. Passes are means over the grid, for each sample and ε; "
             "seconds are for the whole grid, with what does not depend on ε computed once."
         ),
+        *_left_out(record),
         _versions(record),
     ]
     return "\n".join(lines)
 
 
 def save_figure3(record: Record, directory: Path) -> list[Path]:
-    """Draw Figure 3, one file for each range, its networks side by side."""
+    """Draw Figure 3, one file for each range: its networks two by two, the methods named once below them."""
     paths = []
     for number, label in enumerate(dict.fromkeys(panel["range"] for panel in record["panels"])):
         panels = [panel for panel in record["panels"] if panel["range"] == label]
-        figure = new_figure(5.4 * len(panels) + 1.6, 4.6)
-        axes = figure.subplots(1, len(panels), squeeze=False)[0]
-        for place, (ax, panel) in enumerate(zip(axes, panels, strict=True)):
+        figure, axes = panel_grid(len(panels), 5.6, 4.1)
+        for ax, panel in zip(axes, panels, strict=True):
             eps = np.array([0.0, *panel["eps"]])
             curves = tuple(_curve(name, eps, values, panel["count"]) for name, values in panel["curves"].items())
-            FoolingCurves(curves, f"({chr(97 + place)}) {panel['title']}, {label}").plot(ax)
-            if place < len(panels) - 1:
-                ax.get_legend().remove()
+            FoolingCurves(curves, f"({panel['key']}) {panel['title']}, {label}, n = {panel['count']:,}").plot(ax)
+            for band in ax.collections:
+                band.set_alpha(0.04)  # ten bands on top of each other must not hide the curves
+            legend = ax.get_legend()
+            handles = dict(zip((text.get_text() for text in legend.get_texts()), legend.legend_handles, strict=True))
+            legend.remove()
+        if panels:
+            # In the order of the methods, the same under every figure.
+            names = [name for name in panels[0]["curves"] if name in handles]
+            columns = 5 if len(panels) > 1 else 3
+            style: dict[str, Any] = {"frameon": False, "labelcolor": INK, "fontsize": 10, "handlelength": 3.4}
+            figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=columns, **style)
         paths += save(figure, directory, f"figure3-{('unbounded', 'bounded')[number]}")
     return paths
 
 
+def panel_grid(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
+    """Return a figure with so many Axes, two in a row, each so many inches wide and high."""
+    columns = min(2, max(1, count))
+    rows = max(1, math.ceil(count / columns))
+    figure = new_figure(width * columns, height * rows + 0.6)
+    return figure, [figure.add_subplot(rows, columns, place + 1) for place in range(count)]
+
+
 def save_figure1(record: Record, directory: Path) -> list[Path]:
-    """Draw Figure 1(a): original and perturbed images, each under the class that the network sees."""
-    examples: Sequence[tuple[str, Record]] = sorted(record["examples"].items())
-    columns = max(1, math.ceil(len(examples) / 2))
-    figure = new_figure(2.5 * columns, 3.6)
-    figure.suptitle(
-        f"Algorithm 1 on LeNet-5, ε = {record['eps']:g} (ℓ∞, unbounded): original → perturbed", fontsize=12, color=INK
-    )
-    grid = figure.subplots(2, columns * 2, squeeze=False)
-    for ax in grid.ravel():
-        ax.set_axis_off()
-    for place, (label, example) in enumerate(examples):
-        pair = grid[place // columns, 2 * (place % columns) : 2 * (place % columns) + 2]
-        texts = (_DIGITS[int(label)], f"→ {_DIGITS[example['prediction']]}")
-        for ax, key, text, colour in zip(pair, ("x", "perturbed"), texts, (MUTED, INK), strict=True):
-            ax.imshow(np.array(example[key])[0], cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
-            ax.set_title(text, fontsize=11, color=colour)
-    return save(figure, directory, "figure1a")
+    """Draw Figure 1, a file a panel: original and perturbed images, each under the class that the network sees."""
+    paths: list[Path] = []
+    for panel in record["panels"]:
+        examples: Sequence[Record] = panel["examples"]
+        columns = max(1, math.ceil(len(examples) / 2))
+        figure = new_figure(2.5 * columns, 3.6)
+        figure.suptitle(
+            f"({panel['key']}) Algorithm 1 on {panel['network']}, ε = {panel['eps']:g} (ℓ∞, unbounded): "
+            "original → perturbed",
+            fontsize=12,
+            color=INK,
+        )
+        grid = figure.subplots(2, columns * 2, squeeze=False)
+        for ax in grid.ravel():
+            ax.set_axis_off()
+        for place, example in enumerate(examples):
+            pair = grid[place // columns, 2 * (place % columns) : 2 * (place % columns) + 2]
+            texts = (example["name"], f"→ {example['predicted']}")
+            for ax, key, text, colour in zip(pair, ("x", "perturbed"), texts, (MUTED, INK), strict=True):
+                show_image(ax, np.asarray(example[key]))
+                ax.set_title(text, fontsize=11, color=colour)
+        paths += save(figure, directory, f"figure1{panel['key']}")
+    return paths
 
 
 def _curve(name: str, eps: Any, values: Record, count: int) -> Curve:
@@ -138,6 +161,11 @@ def _bands(curve: Record) -> list[tuple[float, float]]:
 
 def _wrapped(text: str) -> list[str]:
     return textwrap.wrap(text, 118)
+
+
+def _left_out(record: Record) -> list[str]:
+    names = record.get("left_out")
+    return [f"Left out, for want of weights: {listed(names)}."] if names else []
 
 
 def _versions(record: Record) -> str:

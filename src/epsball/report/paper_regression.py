@@ -10,7 +10,9 @@ import numpy as np
 
 from epsball.report.paper import _versions as versions
 from epsball.report.paper import _wrapped as wrapped
-from epsball.report.style import INK, MUTED, line_styles, new_figure, save, tidy
+from epsball.report.paper import panel_grid
+from epsball.report.paper_text import method_name
+from epsball.report.style import INK, MUTED, line_styles, new_figure, save, show_image, tidy
 from epsball.report.tables import to_markdown
 
 __all__ = ["figure2_markdown", "figure4_markdown", "save_figure2", "save_figure4"]
@@ -35,7 +37,9 @@ def figure4_markdown(record: Record) -> str:
             f"Without an attack: {clean['mean']:.2f} dB ({clean['few']:.2f}).",
             "",
         ]
-        claims = [{"statement": c["text"], "source": c["source"], "here": c["sentence"]} for c in panel["claims"]]
+        claims = [
+            {"statement": method_name(c["text"]), "source": c["source"], "here": c["sentence"]} for c in panel["claims"]
+        ]
         lines.append(to_markdown(claims).rstrip())
     half = max(
         (high - low) / 2
@@ -57,7 +61,7 @@ def figure4_markdown(record: Record) -> str:
 
 def _row(panel: Record, name: str, curve: Record) -> dict[str, str]:
     unit = "dB in" if panel["axis"] == "psnr" else "ε"
-    row = {"method": f"{name}{' *' if curve['ours'] else ''}"}
+    row = {"method": f"{method_name(name)}{' *' if curve['ours'] else ''}"}
     order = np.argsort(panel["at"])
     for i in order:
         key = f"{panel['at'][i]:g} {unit}" if unit != "ε" else f"ε = {panel['at'][i]:g}"
@@ -66,10 +70,9 @@ def _row(panel: Record, name: str, curve: Record) -> dict[str, str]:
 
 
 def save_figure4(record: Record, directory: Path) -> list[Path]:
-    """Draw the panels side by side, each mean with its 95 % band, the clean output as a line across."""
+    """Draw the panels two by two, each mean with its 95 % band, the clean output as a line across."""
     panels = record["panels"]
-    figure = new_figure(5.6 * len(panels), 5.9)
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    figure, axes = panel_grid(len(panels), 5.6, 5.3)
     for ax, panel in zip(axes, panels, strict=True):
         tidy(ax)
         order = np.argsort(panel["at"])
@@ -78,10 +81,21 @@ def save_figure4(record: Record, directory: Path) -> list[Path]:
         for (name, curve), style in zip(panel["curves"].items(), styles, strict=True):
             mean, low, high = (np.asarray(curve[key])[order] for key in ("mean", "low", "high"))
             ax.fill_between(at, low, high, color=style["color"], alpha=0.14, linewidth=0)
-            ax.plot(at, mean, linewidth=1.8, markersize=5.5, label=f"{name}{' *' if curve['ours'] else ''}", **style)
+            ax.plot(
+                at,
+                mean,
+                linewidth=1.8,
+                markersize=5.5,
+                label=f"{method_name(name)}{' *' if curve['ours'] else ''}",
+                **style,
+            )
         clean = panel["clean"]["mean"]
         ax.axhline(clean, color=MUTED, linewidth=1.0)
-        ax.annotate("no attack", (at[0], clean), xytext=(2, 3), textcoords="offset points", fontsize=9.5, color=MUTED)
+        # Above the end at which the curves are farthest from it.
+        place: dict[str, Any] = {"xy": (at[0], clean), "xytext": (2, 3)}
+        if panel["axis"] == "eps":
+            place = {"xy": (at[-1], clean), "xytext": (-2, 3), "ha": "right"}
+        ax.annotate("no attack", textcoords="offset points", fontsize=9.5, color=MUTED, **place)
         ax.set_title(f"({panel['key']}) {panel['title']}, n = {panel['count']:,}", fontsize=11, loc="left", color=INK)
         ax.set_xlabel("input PSNR (dB)" if panel["axis"] == "psnr" else "ε, in units of x", fontsize=10.5)
         ax.set_ylabel("output PSNR (dB)", fontsize=10.5)
@@ -106,7 +120,7 @@ def figure2_markdown(record: Record) -> str:
             rows.append(
                 {
                     "panel": f"({panel['key']}) {panel['title']}",
-                    "input": f"{label} ({name}, ε = {panel['eps']:g})" if name else label,
+                    "input": f"{label} ({method_name(name)}, ε = {panel['eps']:g})" if name else label,
                     "mean input PSNR in dB": f"{np.mean(pictures['psnr_in']):.1f}" if pictures["psnr_in"] else "",
                     "mean output PSNR in dB": f"{np.mean(pictures['psnr_out']):.1f}",
                 }
@@ -124,7 +138,9 @@ def save_figure2(record: Record, directory: Path) -> list[Path]:
         count = len(panel["sample_id"])
         figure = new_figure(9.6, 1.55 * count + 1.0)
         figure.suptitle(
-            f"({panel['key']}) {panel['title']}: {panel['attack']} and {panel['noise']} at ε = {panel['eps']:g}",
+            method_name(
+                f"({panel['key']}) {panel['title']}: {panel['attack']} and {panel['noise']} at ε = {panel['eps']:g}"
+            ),
             fontsize=12,
             color=INK,
         )
@@ -133,7 +149,7 @@ def save_figure2(record: Record, directory: Path) -> list[Path]:
             for row in range(count):
                 ax = grid[row, column]
                 ax.set_axis_off()
-                _show(ax, np.asarray(shown[label][key][row]))
+                show_image(ax, np.asarray(shown[label][key][row]))
                 if key == "output":
                     ax.text(
                         0.5,
@@ -149,11 +165,3 @@ def save_figure2(record: Record, directory: Path) -> list[Path]:
                     ax.set_title(f"{label}\n{key}", fontsize=10.5, color=INK)
         paths += save(figure, directory, f"figure2{panel['key']}")
     return paths
-
-
-def _show(ax: Any, image: Any) -> None:
-    """Show one image (C, H, W), cut to the range that a screen can show."""
-    if image.shape[0] == 1:
-        ax.imshow(image[0], cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
-    else:
-        ax.imshow(np.clip(np.moveaxis(image, 0, 2), 0.0, 1.0), interpolation="nearest")

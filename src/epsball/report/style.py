@@ -14,7 +14,8 @@ from typing import Any
 
 from epsball.data.optional import require
 
-__all__ = ["GRID", "INK", "MUTED", "PALETTE", "Drawing", "line_styles", "new_figure", "save", "tidy", "write_atomic"]
+__all__ = ["GRID", "INK", "MUTED", "PALETTE", "Drawing", "line_styles", "new_figure", "save", "show_image"]
+__all__ += ["tidy", "write_atomic"]
 
 # (on white, on near-black): at least 3:1 against its background and told apart with the common colour blindnesses.
 PALETTE = (
@@ -53,6 +54,14 @@ def new_figure(width: float, height: float) -> Any:
     figure = Figure(figsize=(width, height), layout="constrained", facecolor="white")
     FigureCanvasAgg(figure)
     return figure
+
+
+def show_image(ax: Any, image: Any) -> None:
+    """Draw one image (C, H, W), cut to the range that a screen can show."""
+    if image.shape[0] == 1:
+        ax.imshow(image[0], cmap="gray", vmin=0.0, vmax=1.0, interpolation="nearest")
+    else:
+        ax.imshow(image.clip(0.0, 1.0).transpose(1, 2, 0), interpolation="nearest")
 
 
 def tidy(ax: Any, grid: str = "both") -> None:

@@ -58,7 +58,7 @@ class Groups(ConstraintSet):
 
         Of equal groups the first; zero where g is zero. Groups marked as used do not change.
         """
-        reach = torch.minimum(self._limit(x), self.capacity(g, x))
+        reach = torch.minimum(self.radius(x), self.capacity(g, x))
         reach = torch.where(g == 0, 0.0, reach)
         if not reach.isfinite().all():
             raise InputError("expected a finite eps for groups without bounds, got eps=inf; give eps.")
@@ -66,7 +66,7 @@ class Groups(ConstraintSet):
 
     def project(self, eta: Tensor, x: Tensor) -> Tensor:
         """Solve min ‖η - eta‖₂ over the set, (B, *S), exact: the k groups in which clipping saves most."""
-        limit = self._limit(x)
+        limit = self.radius(x)
         clipped = torch.clamp(eta, -limit, limit)
         if self.bounds is not None:
             clipped = torch.clamp(clipped, *self.room(x))
@@ -117,7 +117,7 @@ class Groups(ConstraintSet):
 
         Groups that are frozen whole are not drawn.
         """
-        streams, limit = as_generators(generators, x), self._limit(x)
+        streams, limit = as_generators(generators, x), self.radius(x)
         if not limit.isfinite().all():
             raise InputError("expected a finite eps to draw from, got eps=inf; give eps.")
         number = self._number(x)
@@ -133,7 +133,7 @@ class Groups(ConstraintSet):
     def dither(self, x: Tensor, share: float, generators: Generators) -> Tensor:
         """Draw an offset of every entry, uniform in ±share · ε w: one of k groups alone would hide the others."""
         unit = 2.0 * as_generators(generators, x).uniform(x.shape[1:], x.dtype) - 1.0
-        eta = unit * self._limit(x) * share
+        eta = unit * self.radius(x) * share
         return eta if self.bounds is None else torch.clamp(eta, *self.room(x))
 
     def step(self, share: float, eta: Tensor) -> Groups:
@@ -173,7 +173,7 @@ class Groups(ConstraintSet):
             partition = as_partition(partition)
         return partition.index(x.shape[1:], x.device)
 
-    def _limit(self, x: Tensor) -> Tensor:
+    def radius(self, x: Tensor) -> Tensor:
         """Return how far each entry may move whatever the bounds, ε w, to broadcast against (B, *S)."""
         eps = expand(self.eps_of(x), x)
         if self.weights is None:

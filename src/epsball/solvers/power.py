@@ -25,7 +25,8 @@ def ascend(
 
     Monotone: a convex function lies above its linearisation, so each step gains at least what the linear problem does.
     It ends where no step gains more than `tolerance` of the value (1e-6 in float64, 1e-5 in float32), a point that
-    satisfies the first-order conditions; which of these points depends on the start. One Jᵀw and one Ju a step, for the samples that still rise.
+    satisfies the first-order conditions; which of these points depends on the start. One Jᵀw and one Ju a step, for the
+    samples that still rise.
 
     Source: Journée, Nesterov, Richtárik, Sepulchre 2010, "Generalized power method".
     """

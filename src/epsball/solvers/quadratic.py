@@ -235,7 +235,8 @@ def _dense_box(problem: _Problem, down: Tensor, up: Tensor) -> Tensor:
 def _groups(problem: _Problem, constraint: Groups) -> tuple[Tensor, Tensor]:
     """Solve for groups: exactly for one of up to 12 entries, greedily for more; several are polished together."""
     point = problem.point
-    down, up = (torch.minimum(bound, problem.eps[:, None]) for bound in (problem.down, problem.up))
+    radius = constraint.radius(point).expand_as(point).flatten(1)
+    down, up = (torch.minimum(bound, radius) for bound in (problem.down, problem.up))
     ids = constraint.ids(point)
     free, number = constraint.free(point), constraint.remaining(point)
     table = table_of(ids)

@@ -1,4 +1,4 @@
-"""What the paper's tables and figures have in common: networks with their test sets, records and files."""
+"""What the paper's tables and figures have in common: ranges, intervals and files."""
 
 from __future__ import annotations
 
@@ -11,14 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from epsball import data, networks
 from epsball.errors import InputError
 from epsball.experiments.storage import write_table
 
-__all__ = ["RANGES", "Bounds", "Progress", "arrow", "check_writable", "concat", "finite", "load", "normal", "samples"]
-__all__ += ["versions", "write"]
+__all__ = ["RANGES", "Bounds", "Progress", "arrow", "check_writable", "concat", "finite", "normal", "versions", "write"]
 
 Progress = Callable[[str, int, int, float], None]
 Bounds = tuple[float, float] | None
@@ -35,14 +32,6 @@ def check_writable(out: Path) -> None:
             pass
     except OSError as error:
         raise InputError(f"expected an output folder that can be written, got {out} ({error.strerror}).") from error
-
-
-def load(name: str, data_root: str | None, limit: int | None) -> tuple[nn.Module, Tensor, Tensor, Tensor]:
-    """Load a shipped network and the test set that it belongs to."""
-    chosen = data.load(networks.spec(name).data, split="test", data_root=data_root, limit=limit)
-    if chosen.target is None:  # the paper's data sets have labels
-        raise ValueError(f"{chosen.name} has no labels")
-    return networks.load(name), chosen.x, chosen.target, chosen.ids
 
 
 def normal(mean: float, error: float) -> dict[str, float | None]:
@@ -82,20 +71,6 @@ def arrow(columns: dict[str, list[Any]]) -> Any:
     import pyarrow as pa
 
     return pa.table(columns)
-
-
-def samples(progress: Progress | None, label: str, total: int) -> Callable[[int], None] | None:
-    """Turn "n more samples are done" into the caller's progress."""
-    if progress is None:
-        return None
-    done = 0
-
-    def advance(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(label, done, total, done / total)
-
-    return advance
 
 
 def versions() -> dict[str, Any]:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
-from epsball.experiments.paper.common import Progress, check_writable, versions, write
-from epsball.experiments.paper.regressors import PANELS, load_panel
+from epsball.experiments.paper.common import write
+from epsball.experiments.paper.regressors import PANELS
+from epsball.experiments.paper.setting import Setting
 from epsball.metrics import psnr
 from epsball.recipes import recipe
 
@@ -22,37 +22,27 @@ _EXAMPLES = {
 COUNT = 4
 
 
-def figure2(
-    out: Path,
-    *,
-    data_root: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    batch_size: int = 250,
-    weights: dict[str, str] | None = None,
-    panels: str = "ab",
-    progress: Progress | None = None,
-) -> str:
-    """Show what attacks and random noise of the same size do to the autoencoders' outputs, as Figure 2(a) and (b).
+def figure2(setting: Setting) -> str:
+    """Show what attacks and random noise of the same size do to the networks' outputs, as Figure 2.
 
     The first `limit` (4) of the random test images, unbounded as in the paper, quadratic-l∞ at ε = 0.2 and 100 pixels
     at ε = 0.5. Writes figure2.json and the figures; returns a table of the PSNRs as Markdown.
     """
     from epsball.report.paper_regression import figure2_markdown, save_figure2
 
-    check_writable(out)
+    setting.prepare("".join(_EXAMPLES))
     records: list[dict[str, Any]] = []
     for key, (source, attack, noise, eps) in _EXAMPLES.items():
-        if key not in panels:
+        if not setting.has(key):
             continue
         panel = next(panel for panel in PANELS if panel.key == source)
-        model, x, ids, weights_from = load_panel(panel, out, data_root, weights or {}, seed, progress)
-        x, ids = x[: limit or COUNT], ids[: limit or COUNT]
+        loaded = setting.regressor(panel.network, panel.data, COUNT)
+        model, x, ids = loaded.model, loaded.images.x, loaded.images.ids
         with torch.no_grad():
             clean = model(x)
         shown: dict[str, Any] = {"original": {"input": x, "output": clean}}
         for label, name in (("adversarial", attack), ("noisy", noise)):
-            result = recipe(name, eps=eps)(model, x, x, seed=seed, sample_id=ids)
+            result = recipe(name, eps=eps)(model, x, x, seed=setting.seed, sample_id=ids)
             shown[label] = {"input": result.perturbed, "output": result.outputs}
         for pictures in shown.values():
             pictures["psnr_in"] = psnr(x, pictures["input"]) if pictures["input"] is not x else x.new_zeros(0)
@@ -65,16 +55,15 @@ def figure2(
                 "attack": attack.replace("-lp", "-l∞"),
                 "noise": noise,
                 "eps": eps,
-                "weights": weights_from,
+                "weights": loaded.weights,
                 "sample_id": ids.tolist(),
                 "shown": rows,
             }
         )
-        if progress is not None:
-            progress(f"panel ({key})", 1, 1, 1.0)
-    record = {"made_by": "epsball paper figure2", "seed": seed, "limit": limit, "panels": records, **versions()}
+        setting.say(f"panel ({key})", 1, 1)
+    record = setting.record("figure2") | {"panels": records}
     text = figure2_markdown(record)
-    write(out, "figure2.json", record)
-    write(out, "figure2.md", text)
-    save_figure2(record, out / "figures")
+    write(setting.out, "figure2.json", record)
+    write(setting.out, "figure2.md", text)
+    save_figure2(record, setting.out / "figures")
     return text

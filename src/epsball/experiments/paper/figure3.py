@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import asdict, dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch import Tensor
 
 from epsball.experiments.claims import CLAIMS, Verdict, judge
 from epsball.experiments.paper.classifiers import METHODS, PAPER
-from epsball.experiments.paper.common import RANGES, Progress, check_writable, concat, load, samples, versions, write
+from epsball.experiments.paper.common import RANGES, Bounds, concat, write
+from epsball.experiments.paper.parts import Part
+from epsball.experiments.paper.setting import Loaded, Setting
 from epsball.metrics import FoolingCurve, fooling_curve
 from epsball.recipes import recipe
 
@@ -28,62 +30,91 @@ class Panel:
     range: str
     count: int
     total: int
+    source: str
     curves: dict[str, FoolingCurve]
     seconds: dict[str, float]
     verdicts: tuple[Verdict, ...]
 
 
-def figure3(
-    out: Path,
-    *,
-    data_root: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    batch_size: int = 500,
-    progress: Progress | None = None,
-) -> str:
-    """Measure the fooling curves of all methods on the MNIST networks, unbounded as in the paper and inside [0, 1].
+def figure3(setting: Setting) -> str:
+    """Measure the fooling curves of all methods on the classifiers, unbounded as in the paper and inside [0, 1].
 
     Writes results.parquet (one row a sample, method, ε, network and range), figure3.json, figure3.md with the passes
-    and the verdict on each of the paper's claims, and the figures. Returns the Markdown.
+    and the verdict on each of the paper's claims, and the figures. Returns the Markdown. A network without weights is
+    left out and named in the record.
     """
     from epsball.report.paper import figure3_markdown, save_figure3
 
-    check_writable(out)
+    parts = setting.prepare("".join(row.key for row in PAPER.values()))
+    chosen = [name for name, row in PAPER.items() if setting.has(row.key) and setting.has_weights(name)]
     panels: list[Panel] = []
     tables: list[Any] = []
     for label, bounds in RANGES.items():
-        for name, paper in PAPER.items():
-            model, x, target, ids = load(name, data_root, limit)
+        for name in chosen:
+            loaded = setting.classifier(name)
             curves: dict[str, FoolingCurve] = {}
             seconds: dict[str, float] = {}
-            for method, options in METHODS.items():
-                attack = recipe(method, p=math.inf, eps=1.0, bounds=bounds, **options)
-                started = time.perf_counter()
-                curves[method] = fooling_curve(
-                    attack,
-                    model,
-                    x,
-                    target,
-                    paper.grid,
-                    seed=seed,
-                    sample_id=ids,
-                    batch_size=batch_size,
-                    progress=samples(progress, f"{method} on {name}, {label}", len(x)),
-                )
-                seconds[method] = time.perf_counter() - started
-                tables.append(_curve_table(name, label, method, curves[method], ids))
+            for method in METHODS:
+                identity = {
+                    **loaded.identity,
+                    "what": "fooling curve",
+                    "range": label,
+                    "method": method,
+                    "options": METHODS[method],
+                    "eps": list(PAPER[name].grid),
+                    "nested": PAPER[name].nested,
+                }
+                part = parts.get(identity, partial(_measure, setting, loaded, method, label, bounds))
+                curves[method] = _curve(part, len(PAPER[name].grid))
+                seconds[method] = part.facts["seconds"]
+                tables.append(part.rows)
             verdicts = tuple(judge(claim, curves) for claim in CLAIMS)
             count = next(iter(curves.values())).count
-            panels.append(Panel(name, label, count, len(x), curves, seconds, verdicts))
-    record = {"made_by": "epsball paper figure3", "seed": seed, "limit": limit, **versions()}
-    record["panels"] = [_panel_record(panel) for panel in panels]
+            images = loaded.images
+            panels.append(Panel(name, label, count, len(images), images.source, curves, seconds, verdicts))
+    record = setting.record("figure3") | {"panels": [_panel_record(panel) for panel in panels]}
+    record["left_out"] = [name for name, row in PAPER.items() if setting.has(row.key) and name not in chosen]
     text = figure3_markdown(record)
-    write(out, "results.parquet", concat(tables))
-    write(out, "figure3.json", record)
-    write(out, "figure3.md", text)
-    save_figure3(record, out / "figures")
+    write(setting.out, "results.parquet", concat(tables))
+    write(setting.out, "figure3.json", record)
+    write(setting.out, "figure3.md", text)
+    save_figure3(record, setting.out / "figures")
     return text
+
+
+def _measure(setting: Setting, loaded: Loaded, method: str, label: str, bounds: Bounds) -> Part:
+    images, name = loaded.images, str(loaded.identity["network"])
+    started = time.perf_counter()
+    curve = fooling_curve(
+        recipe(method, p=math.inf, eps=1.0, bounds=bounds, **METHODS[method]),
+        loaded.model,
+        images.x,
+        images.labels,
+        PAPER[name].grid,
+        seed=setting.seed,
+        sample_id=images.ids,
+        batch_size=setting.batch_size,
+        nested=PAPER[name].nested,
+        progress=setting.counter(f"{method} on {name}, {label}", len(images)),
+    )
+    seconds = time.perf_counter() - started
+    return Part(_curve_table(name, label, method, curve, images.ids), {"seconds": seconds})
+
+
+def _curve(part: Part, points: int) -> FoolingCurve:
+    """Read a measured curve again."""
+    columns = {
+        key: torch.from_numpy(part.rows[key].to_numpy(zero_copy_only=False).copy()).reshape(points, -1)
+        for key in ("eps", "fooled", "correct", "norm_linf", "forwards", "backwards")
+    }
+    return FoolingCurve(
+        tuple(columns["eps"][:, 0].tolist()),
+        fooled=columns["fooled"],
+        correct=columns["correct"][0],
+        norm=columns["norm_linf"],
+        forwards=columns["forwards"],
+        backwards=columns["backwards"],
+    )
 
 
 def _panel_record(panel: Panel) -> dict[str, Any]:
@@ -99,14 +130,20 @@ def _panel_record(panel: Panel) -> dict[str, Any]:
             "seconds": panel.seconds[name],
         }
     return {
+        "key": PAPER[panel.network].key,
         "network": panel.network,
         "title": PAPER[panel.network].title,
         "range": panel.range,
         "count": panel.count,
         "total": panel.total,
+        "source": panel.source,
+        "nested": PAPER[panel.network].nested,
         "eps": list(PAPER[panel.network].grid),
         "curves": curves,
-        "claims": [asdict(verdict) | {"sentence": verdict.sentence()} for verdict in panel.verdicts],
+        "claims": [
+            asdict(verdict) | {"sentence": verdict.sentence(), "holds": verdict.holds, "reversed": verdict.reversed}
+            for verdict in panel.verdicts
+        ],
     }
 
 

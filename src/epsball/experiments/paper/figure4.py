@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from epsball.experiments.paper.common import Progress, check_writable, concat, versions, write
-from epsball.experiments.paper.regressors import FEW, PANELS, Method, RegressionPanel, compose, load_panel
+from epsball.experiments.paper.common import concat, write
+from epsball.experiments.paper.parts import Part
+from epsball.experiments.paper.regressors import FEW, PANELS, RegressionPanel, compose
+from epsball.experiments.paper.setting import Loaded, Setting
 from epsball.experiments.regression_claims import judge_panel
 from epsball.metrics import psnr
 from epsball.metrics.fooling import batches
@@ -20,6 +22,7 @@ from epsball.metrics.fooling import batches
 __all__ = ["figure4"]
 
 MANY = 1000
+_COLUMNS = ("psnr_in", "psnr_out", "gain", "passes", "jvps")
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,63 +37,50 @@ class _Curve:
     jvps: Tensor
 
 
-def figure4(
-    out: Path,
-    *,
-    data_root: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    batch_size: int = 250,
-    weights: dict[str, str] | None = None,
-    panels: str = "abc",
-    progress: Progress | None = None,
-) -> str:
-    """Measure the output PSNR of the autoencoders under attack, unbounded as in the paper, with y = x.
+def figure4(setting: Setting) -> str:
+    """Measure the output PSNR of the regression networks under attack, unbounded as in the paper, with y = x.
 
     On 1,000 random test images (`limit` of them), the first 20 of which stand for the paper's 20. Writes
     results.parquet (one row a sample, method, point and panel), figure4.json, figure4.md with the verdict on each of
-    the paper's statements, and the figure. weights: files by network, for those that do not come with epsball. Returns
-    the Markdown.
+    the paper's statements, and the figure. Returns the Markdown.
     """
     from epsball.report.paper_regression import figure4_markdown, save_figure4
 
-    check_writable(out)
+    parts = setting.prepare("".join(panel.key for panel in PANELS))
     records: list[dict[str, Any]] = []
     tables: list[Any] = []
-    for panel in (panel for panel in PANELS if panel.key in panels):
-        model, x, ids, source = load_panel(panel, out, data_root, weights or {}, seed, progress)
-        x, ids = x[: limit or MANY], ids[: limit or MANY]
+    for panel in (panel for panel in PANELS if setting.has(panel.key)):
+        loaded = setting.regressor(panel.network, panel.data, MANY)
         curves: dict[str, _Curve] = {}
         for name, method in panel.methods.items():
-            curves[name] = _measure(panel, name, method, model, x, ids, seed, batch_size, progress)
-            tables.append(_table(panel, name, curves[name], ids))
-        records.append(_record(panel, model, x, curves, source))
-    made_by = "epsball paper figure4" + (f" --panels {panels}" if panels != "abc" else "")
-    record = {"made_by": made_by, "seed": seed, "limit": limit, "panels": records, **versions()}
+            identity = {
+                **loaded.identity,
+                "what": "output PSNR",
+                "panel": panel.key,
+                "method": repr(method),
+                "at": list(panel.grid),
+            }
+            part = parts.get(identity, partial(_measure, setting, panel, name, loaded))
+            curves[name] = _curve(part, len(panel.grid))
+            tables.append(part.rows)
+        records.append(_record(panel, loaded, curves))
+    record = setting.record("figure4") | {"panels": records}
     text = figure4_markdown(record)
-    write(out, "results.parquet", concat(tables))
-    write(out, "figure4.json", record)
-    write(out, "figure4.md", text)
-    save_figure4(record, out / "figures")
+    write(setting.out, "results.parquet", concat(tables))
+    write(setting.out, "figure4.json", record)
+    write(setting.out, "figure4.md", text)
+    save_figure4(record, setting.out / "figures")
     return text
 
 
-def _measure(
-    panel: RegressionPanel,
-    name: str,
-    method: Method,
-    model: nn.Module,
-    x: Tensor,
-    ids: Tensor,
-    seed: int,
-    batch_size: int,
-    progress: Progress | None,
-) -> _Curve:
-    attack, eps = compose(panel, method), panel.eps(x[0].numel())
+def _measure(setting: Setting, panel: RegressionPanel, name: str, loaded: Loaded) -> Part:
+    attack, x, ids = compose(panel, panel.methods[name]), loaded.images.x, loaded.images.ids
+    eps = panel.eps(x[0].numel())
+    advance = setting.counter(f"{name}, panel ({panel.key})", len(x))
     rows: list[list[Tensor]] = []
-    started, done = time.perf_counter(), 0
-    for part in batches(len(x), batch_size):
-        results = attack.over(model, x[part], x[part], eps=eps, seed=seed, sample_id=ids[part])
+    started = time.perf_counter()
+    for part in batches(len(x), setting.batch_size):
+        results = attack.over(loaded.model, x[part], x[part], eps=eps, seed=setting.seed, sample_id=ids[part])
         columns = [
             torch.stack([psnr(x[part], result.perturbed) for result in results]),
             torch.stack([psnr(x[part], result.outputs) for result in results]),
@@ -99,24 +89,29 @@ def _measure(
             torch.stack([result.jvps for result in results]),
         ]
         rows.append(columns)
-        done += part.stop - part.start
-        if progress is not None:
-            progress(f"{name}, panel ({panel.key})", done, len(x), done / len(x))
+        advance(part.stop - part.start)
     whole = [torch.cat(column, 1) for column in zip(*rows, strict=True)]
-    return _Curve(time.perf_counter() - started, *whole)
+    seconds = time.perf_counter() - started
+    return Part(_table(panel, name, dict(zip(_COLUMNS, whole, strict=True)), ids), {"seconds": seconds})
 
 
-def _record(
-    panel: RegressionPanel, model: nn.Module, x: Tensor, curves: dict[str, _Curve], source: str
-) -> dict[str, Any]:
+def _curve(part: Part, points: int) -> _Curve:
+    """Read a measured curve again."""
+    columns = {key: torch.from_numpy(part.rows[key].to_numpy().copy()).reshape(points, -1) for key in _COLUMNS}
+    return _Curve(part.facts["seconds"], **columns)
+
+
+def _record(panel: RegressionPanel, loaded: Loaded, curves: dict[str, _Curve]) -> dict[str, Any]:
+    x = loaded.images.x
     with torch.no_grad():
-        clean = psnr(x, torch.cat([model(x[part]) for part in batches(len(x), 500)]))
+        clean = psnr(x, torch.cat([loaded.model(x[part]) for part in batches(len(x), 500)]))
     outs = {name: curve.psnr_out for name, curve in curves.items()}
     return {
         "key": panel.key,
         "title": panel.title,
         "network": panel.network,
-        "weights": source,
+        "weights": loaded.weights,
+        "source": loaded.images.source,
         "axis": panel.axis,
         "at": panel.at(),
         "eps": panel.eps(x[0].numel()),
@@ -148,10 +143,10 @@ def _summary(curve: _Curve) -> dict[str, Any]:
     }
 
 
-def _table(panel: RegressionPanel, name: str, curve: _Curve, ids: Tensor) -> Any:
+def _table(panel: RegressionPanel, name: str, measured: dict[str, Tensor], ids: Tensor) -> Any:
     import pyarrow as pa
 
-    points, count = curve.psnr_out.shape
+    points, count = measured["psnr_out"].shape
     axis = torch.tensor(panel.at(), dtype=torch.float64)
     return pa.table(
         {
@@ -159,10 +154,6 @@ def _table(panel: RegressionPanel, name: str, curve: _Curve, ids: Tensor) -> Any
             "attack": pa.array([name] * (points * count)).dictionary_encode(),
             "axis": axis.repeat_interleave(count).numpy(),
             "sample_id": ids.repeat(points).numpy(),
-            "psnr_in": curve.psnr_in.reshape(-1).numpy(),
-            "psnr_out": curve.psnr_out.reshape(-1).numpy(),
-            "gain": curve.gain.reshape(-1).numpy(),
-            "passes": curve.passes.reshape(-1).numpy(),
-            "jvps": curve.jvps.reshape(-1).numpy(),
+            **{key: values.reshape(-1).numpy() for key, values in measured.items()},
         }
     )

@@ -4,19 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor, nn
-
-from epsball import data, networks
 from epsball.attack import Attack
-from epsball.experiments.paper.common import Progress
 from epsball.recipes import recipe
 from epsball.solvers import NormConstrained, QuadraticOptions
 
-__all__ = ["FEW", "PANELS", "Method", "RegressionPanel", "compose", "load_panel"]
+__all__ = ["FEW", "PANELS", "Method", "RegressionPanel", "compose"]
 
 #: The paper averages over so many random test images.
 FEW = 20
@@ -117,42 +111,3 @@ def compose(panel: RegressionPanel, method: Method) -> Attack:
     if method.ranked:
         attack = replace(attack, formulation=NormConstrained(QuadraticOptions(products=0)))
     return attack
-
-
-def load_panel(
-    panel: RegressionPanel,
-    out: Path,
-    data_root: str | None,
-    weights: dict[str, str],
-    seed: int,
-    progress: Progress | None,
-) -> tuple[nn.Module, Tensor, Tensor, str]:
-    """Return the network, the test images in an order drawn from the seed, their ids, and where the weights are from.
-
-    Weights that do not come with epsball and were not given are trained first, into out/weights.
-    """
-    chosen = data.load(panel.data, split="test", data_root=data_root)
-    order = torch.randperm(len(chosen.x), generator=torch.Generator().manual_seed(seed))
-    given = weights.get(panel.network)
-    if given is None and not networks.shipped(panel.network).is_file():
-        given = str(_train(panel.network, panel.data, out / "weights", data_root, progress))
-    model = networks.load(panel.network, given)
-    return model, chosen.x[order], chosen.ids[order], given or "shipped with epsball"
-
-
-def _train(network: str, dataset: str, folder: Path, data_root: str | None, progress: Progress | None) -> Path:
-    from epsball.training import train
-
-    path = folder / f"{network}.safetensors"
-    if path.is_file():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    if progress is not None:
-        progress(f"reading {dataset} to train {network}, whose weights do not come along", 0, 1, 0.0)
-
-    def advance(done: int, total: int, loss: float) -> None:
-        if progress is not None:
-            progress(f"training {network}, loss {loss:.4g}", done, total, done / total)
-
-    train(network, data=dataset, data_root=data_root, out=path, progress=advance)
-    return path

@@ -3,73 +3,71 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+from functools import partial
 from typing import Any
 
+import torch
+
 from epsball.experiments.paper.classifiers import PAPER, PaperRow
-from epsball.experiments.paper.common import (
-    RANGES,
-    Progress,
-    arrow,
-    check_writable,
-    finite,
-    load,
-    normal,
-    samples,
-    versions,
-    write,
-)
+from epsball.experiments.paper.common import RANGES, Bounds, arrow, concat, finite, normal, write
+from epsball.experiments.paper.parts import Part
+from epsball.experiments.paper.setting import Loaded, Setting
 from epsball.metrics import Robustness, robustness
 from epsball.metrics.intervals import wilson_interval
 
 __all__ = ["table3"]
 
+_COLUMNS = ("distance", "relative", "r2", "correct", "forwards", "backwards")
 
-def table3(
-    out: Path,
-    *,
-    data_root: str | None = None,
-    limit: int | None = None,
-    seed: int = 0,
-    batch_size: int = 500,
-    progress: Progress | None = None,
-) -> str:
-    """Measure test error, ρ̂₁, ρ̂₂ and ε₉₉ (p = ∞) of the MNIST networks; writes table3.json, .md and distances.parquet.
 
-    Returns the table as Markdown. DeepFool is deterministic, so the seed changes nothing; it is kept in the record.
+def table3(setting: Setting) -> str:
+    """Measure test error, ρ̂₁, ρ̂₂ and ε₉₉ (p = ∞) of the classifiers; writes table3.json, .md and distances.parquet.
+
+    Returns the table as Markdown. A network without weights is left out and named in the record.
     """
     from epsball.report.paper import table3_markdown
 
-    check_writable(out)
+    parts = setting.prepare()
     rows: list[dict[str, Any]] = []
-    columns: dict[str, list[Any]] = {
-        key: [] for key in ("network", "range", "sample_id", "correct", "distance", "relative", "r2", "passes")
-    }
-    for name, paper in PAPER.items():
-        model, x, target, ids = load(name, data_root, limit)
+    tables: list[Any] = []
+    for name in filter(setting.has_weights, PAPER):
+        loaded = setting.classifier(name)
         for label, bounds in RANGES.items():
-            result = robustness(
-                model,
-                x,
-                target,
-                math.inf,
-                bounds=bounds,
-                batch_size=batch_size,
-                progress=samples(progress, f"{name}, {label}", len(x)),
-            )
-            rows.append(_table3_row(name, paper, label, result))
-            columns["network"] += [name] * len(x)
-            columns["range"] += [label] * len(x)
-            columns["sample_id"] += ids.tolist()
-            columns["passes"] += (result.forwards + result.backwards).tolist()
-            for key in ("correct", "distance", "relative", "r2"):
-                columns[key] += getattr(result, key).tolist()
-    record = {"made_by": "epsball paper table3", "seed": seed, "limit": limit, "p": "inf", "rows": rows, **versions()}
+            identity = {**loaded.identity, "what": "distances", "range": label}
+            part = parts.get(identity, partial(_measure, setting, loaded, label, bounds))
+            tables.append(part.rows)
+            rows.append(_table3_row(name, PAPER[name], label, _distances(part)))
+    record = {**setting.record("table3"), "p": "inf", "rows": rows}
+    record["left_out"] = [name for name in PAPER if not setting.has_weights(name)]
     text = table3_markdown(record)
-    write(out, "distances.parquet", arrow(columns))
-    write(out, "table3.json", record)
-    write(out, "table3.md", text)
+    write(setting.out, "distances.parquet", concat(tables))
+    write(setting.out, "table3.json", record)
+    write(setting.out, "table3.md", text)
     return text
+
+
+def _measure(setting: Setting, loaded: Loaded, label: str, bounds: Bounds) -> Part:
+    images, name = loaded.images, str(loaded.identity["network"])
+    result = robustness(
+        loaded.model,
+        images.x,
+        images.labels,
+        math.inf,
+        bounds=bounds,
+        batch_size=setting.batch_size,
+        progress=setting.counter(f"{name}, {label}", len(images)),
+    )
+    count = len(images)
+    columns: dict[str, list[Any]] = {"network": [name] * count, "range": [label] * count}
+    columns["sample_id"] = images.ids.tolist()
+    columns |= {key: getattr(result, key).tolist() for key in _COLUMNS}
+    return Part(arrow(columns), {"level": result.level})
+
+
+def _distances(part: Part) -> Robustness:
+    """Read the measured distances again."""
+    columns = {key: torch.tensor(part.rows[key].to_pylist()) for key in _COLUMNS}
+    return Robustness(p=math.inf, level=part.facts["level"], **columns)
 
 
 def _table3_row(name: str, paper: PaperRow, label: str, result: Robustness) -> dict[str, Any]:

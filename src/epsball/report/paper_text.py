@@ -1,0 +1,107 @@
+"""What the page knows of the paper itself: its panels, its words about each figure, and how our setting differs."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+__all__ = ["DIFFERENCES", "FIGURES", "NOTES", "PAPER", "Figure", "method_name"]
+
+PAPER = "https://arxiv.org/abs/1812.07385"
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the paper.
+
+    panels   letter: (what it shows, the network it needs)
+    paper    what the paper's figure shows and what its text says of it
+    """
+
+    title: str
+    panels: dict[str, tuple[str, str]]
+    paper: str
+
+
+FIGURES = {
+    "figure1": Figure(
+        "Images that Algorithm 1 makes a network misclassify",
+        {"a": ("MNIST digits", "mnist-lenet5"), "b": ("CIFAR-10 images", "cifar10-nin")},
+        "Correctly classified images that are misclassified once the perturbation of Algorithm 1 is added. The paper "
+        "gives no ε.",
+    ),
+    "figure2": Figure(
+        "What attacks and noise of one size do to the output of regression networks",
+        {
+            "a": ("MNIST autoencoder, quadratic-ℓ∞", "mnist-autoencoder"),
+            "b": ("CIFAR-10 autoencoder, linear-pixel-100", "cifar10-autoencoder"),
+            "c": ("STL-10 colorization, linear-ℓ∞-20", "stl10-colorization"),
+        },
+        "(a) The autoencoder removes random noise, and fails on the adversarial perturbation. (b) 100 chosen pixels "
+        "distort the output far more than 100 random ones. (c) The colorization network is highly sensitive: original "
+        "and adversarial image are nearly identical. The paper gives no ε.",
+    ),
+    "figure3": Figure(
+        "Fooling ratio over ε",
+        {
+            "a": ("FCNN (MNIST)", "mnist-fcnn"),
+            "b": ("LeNet-5 (MNIST)", "mnist-lenet5"),
+            "c": ("NIN (CIFAR-10)", "cifar10-nin"),
+            "d": ("DenseNet (CIFAR-10)", "cifar10-densenet40"),
+        },
+        "Fooling ratio in percent of DeepFool, Algorithms 1-10, 1-5, 1 and 2, FGSM, PGD and random noise, for ε from 0 "
+        "to 0.10 (a), to 0.20 (b), to 0.03 (c), and from 0.002 to 0.01 (d). Iterative methods fool more than one-step "
+        "methods, though in (a) and (c) not always by much; Algorithm 1-T is above DeepFool and PGD, Algorithm 1 above "
+        "FGSM, and Algorithm 2 is competitive with FGSM.",
+    ),
+    "figure4": Figure(
+        "Output PSNR of regression networks under attack",
+        {
+            "a": ("MNIST autoencoder, ℓ2", "mnist-autoencoder"),
+            "b": ("MNIST autoencoder, ℓ∞", "mnist-autoencoder"),
+            "c": ("CIFAR-10 autoencoder, pixels", "cifar10-autoencoder"),
+            "d": ("STL-10 colorization, ℓ∞", "stl10-colorization"),
+        },
+        "Mean output PSNR over 20 images. (a), (b): over an input PSNR of 10 to 40 dB, on an axis from 12 to 22 dB; "
+        "successive linearisations lower it, and the single quadratic step is competitive with them. (c): on an axis "
+        "from 14 to 24 dB; the autoencoder stands a single pixel, but not 100. (d): on an axis from 15 to 40 dB; "
+        "iterating takes off more than 10 dB.",
+    ),
+}
+
+#: What is to be known to read our picture of a figure.
+NOTES = {
+    "figure3": "Bands are 95 % confidence intervals. bim and pgd (projected steps) are not in the paper's figure.",
+    "figure4": "Bands are 95 % confidence intervals of the mean; the level line is the output PSNR without an attack. "
+    "Methods marked * are not in the paper's figure. The input PSNR is that of the whole budget, of which several "
+    "steps may use less.",
+}
+
+#: What differs whatever the run: (what, how).
+DIFFERENCES = (
+    (
+        "Range of x",
+        "As in the paper, perturbed images may leave [0, 1]. Classifiers are also attacked inside [0, 1], as images "
+        "are; those numbers are told apart everywhere and judge no statement of the paper.",
+    ),
+    (
+        "Methods",
+        "BIM, PGD with projected steps, and quadratic steps that are iterated are not in the paper's figures; they are "
+        "run with the same number of steps. Quadratic-ℓ∞ starts from the paper's greedy choice (20) among others and "
+        "keeps the best, so that it can only be stronger than the paper's.",
+    ),
+    (
+        "Axis of Figure 4(c)",
+        "The paper's axis reads input PSNR, 0.1 to 0.7 dB. One pixel changed by 0.7 leaves an input PSNR of over "
+        "30 dB, so that the axis can only be ε, and is ε here.",
+    ),
+    (
+        "ε of Figures 1 and 2",
+        "Not given in the paper; each picture says which ε it was made with.",
+    ),
+)
+
+
+def method_name(text: str) -> str:
+    """Write the names of methods as the paper does: linear-linf-10 as linear-ℓ∞-10, also inside a sentence."""
+    return re.sub(r"-l(?:inf|∞)\b|-l∞", "-ℓ∞", text).replace("-l2", "-ℓ2")
