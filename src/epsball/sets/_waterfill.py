@@ -53,9 +53,10 @@ def fill_gap(weight: Tensor, cap: Tensor, gap: Tensor, p: float) -> Tensor:
         ratio, limits = _relative(weight), torch.finfo(weight.dtype)
         cap = cap.clamp_max(limits.max)
         total = gap.double().clamp_min(0.0) / weight.amax(1).clamp_min(limits.tiny).double()
-        level = _stop_until_filled(ratio.pow(order(p)), ratio * cap, total).clamp_max(limits.max).to(weight.dtype)
-        rate = ratio.sign() if p == math.inf else ratio.pow(order(p) - 1.0)
-        return torch.minimum(level[:, None] * rate, cap)
+        slope = ratio if p == math.inf else ratio.pow(order(p))
+        level = _stop_until_filled(slope, ratio * cap, total).clamp_max(limits.max).to(weight.dtype)
+        rate = ratio.sign_() if p == math.inf else ratio.pow_(order(p) - 1.0)
+        return torch.minimum(rate.mul_(level[:, None]), cap, out=rate)
     largest = weight.amax(1).clamp_min(torch.finfo(weight.dtype).tiny).double()
     log_w = _log_relative(weight)
     saturated = (weight.double() / largest[:, None]) * cap.double()
@@ -80,21 +81,23 @@ def _stop_until_filled(slope: Tensor, stop: Tensor, total: Tensor) -> Tensor:
     """
     largest = torch.finfo(slope.dtype).max
     count = slope.new_zeros(len(slope))
-    rises = torch.ones_like(slope)
+    rises, stopped = torch.empty_like(slope), torch.empty_like(slope)
     level = _level_of(slope.sum(1, dtype=torch.float64), total)
     # Which entries stop is found in the working precision, the level then once more from sums in float64. Masks are
-    # floating-point: comparisons and where() cost several times as much on a CPU.
+    # floating-point: comparisons and where() cost several times as much on a CPU; and written in place, since fresh
+    # memory costs as much as the arithmetic.
     for _ in range(slope.shape[1] + 1):
-        rises = (stop - slope * level.clamp_max(largest)[:, None].to(slope.dtype)).clamp_min(0.0).sign()
-        number = (1.0 - rises).sum(1)
+        torch.mul(slope, level.clamp_max(largest)[:, None].to(slope.dtype), out=rises)
+        torch.sub(stop, rises, out=rises).clamp_min_(0.0).sign_()
+        number = torch.sub(1.0, rises, out=stopped).sum(1)
         if bool((number <= count).all()):
             break
-        following = _level_of(vecdot(slope, rises), total - vecdot(stop, 1.0 - rises))
+        following = _level_of(vecdot(slope, rises), total - vecdot(stop, stopped))
         # Where nothing new stopped the level stays, whatever rounding says; it never falls.
         level = torch.where(number > count, torch.maximum(level, following.double()), level)
         count = number
-    left = total - (stop * (1.0 - rises)).sum(1, dtype=torch.float64)
-    return torch.where(count > 0, _level_of((slope * rises).sum(1, dtype=torch.float64), left), level)
+    left = total - stopped.mul_(stop).sum(1, dtype=torch.float64)
+    return torch.where(count > 0, _level_of(rises.mul_(slope).sum(1, dtype=torch.float64), left), level)
 
 
 def _level_of(rising: Tensor, left: Tensor) -> Tensor:

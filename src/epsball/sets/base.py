@@ -151,11 +151,11 @@ class ConstraintSet(ABC):
         if self.bounds is None:
             return torch.full_like(x, -math.inf), torch.full_like(x, math.inf)
         lo, hi = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in self.bounds)
-        return (lo - x).clamp_max(0.0), (hi - x).clamp_min(0.0)
+        return (lo - x).clamp_max_(0.0), (hi - x).clamp_min_(0.0)
 
     def capacity(self, g: Tensor, x: Tensor) -> Tensor:
         """Return the room of each entry in the direction of g's sign, ≥ 0."""
         if self.bounds is None:
             return torch.full_like(x, math.inf)
         down, up = self.room(x)
-        return torch.where(g > 0, up, -down)
+        return torch.where(g > 0, up, down.neg_())

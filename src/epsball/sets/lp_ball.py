@@ -92,7 +92,8 @@ class LpBall(ConstraintSet):
             reach = (weight * direction).sum(1)  # = ‖w g‖_q
             needed = torch.where(reach > 0, gap.clamp_min(0.0) / torch.where(reach > 0, reach, 1.0), 0.0)
             return g.sign() * expand(needed, x) * direction.view_as(x) * scale
-        return g.sign() * fill_gap(weight, self._scaled_cap(g, x), gap, self.p).view_as(x) * scale
+        delta = fill_gap(weight, self._scaled_cap(g, x), gap, self.p).view_as(x).mul_(g.sign())
+        return delta if self.weights is None else delta.mul_(scale)
 
     def least_size(self, g: Tensor, gap: Tensor) -> Tensor:
         """Compute gap / ‖w g‖_q, (B,): the size without bounds, which bounds can only enlarge; inf for a zero g."""

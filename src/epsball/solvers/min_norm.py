@@ -13,7 +13,7 @@ from epsball.local_models import Expansion, GaussNewton
 from epsball.randomness import Generators
 from epsball.sets.base import ConstraintSet
 from epsball.solvers.base import Formulation, Step
-from epsball.tensors import dot, expand, flat
+from epsball.tensors import dot, flat
 
 __all__ = ["MinNorm"]
 
@@ -110,6 +110,9 @@ class _Found:
         rank = torch.where(crossed, size, -(value + reached))
         known, feasible = self.rank[rows], self.feasible[rows]
         better = torch.where(crossed == feasible, rank < known, crossed)
-        self.delta[rows] = torch.where(expand(better, delta), delta, self.delta[rows])
+        if bool(better.all()) and len(rows) == len(self.delta):
+            self.delta = delta
+        else:
+            self.delta[rows[better]] = delta[better]
         self.rank[rows] = torch.where(better, rank, known)
         self.feasible[rows] = feasible | crossed
