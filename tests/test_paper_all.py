@@ -492,3 +492,30 @@ def test_the_docs_are_made_of_the_folder(tmp_path: Path, undisturbed: Path) -> N
     assert all(len(line) <= 120 for line in after.splitlines() if not line.startswith("|"))
     drawn = undisturbed / "figure3" / "figures" / "figure3-unbounded.png"
     assert (copy / "figures" / drawn.name).read_bytes() == drawn.read_bytes()
+
+
+def test_weights_are_read_before_anything_is_removed_or_measured(tmp_path):
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "kept.parquet").write_bytes(b"measured for hours")
+    with pytest.raises(InputError, match=r"typo\.safetensors does not exist"):
+        paper.Setting(tmp_path, weights={"mnist-fcnn": str(tmp_path / "typo.safetensors")}).prepare()
+    assert (tmp_path / "parts" / "kept.parquet").is_file()
+
+
+def test_trained_weights_of_an_earlier_run_are_taken_only_to_resume(tmp_path, monkeypatch):
+    asked = []
+
+    def train(name, *, out, resume, **_):
+        asked.append(resume)
+        out.write_bytes(b"fresh")
+
+    monkeypatch.setattr("epsball.training.train", train)
+    old = tmp_path / "weights" / "cifar10-autoencoder.safetensors"
+    old.parent.mkdir()
+    old.write_bytes(b"stale")
+    assert paper.Setting(tmp_path, resume=True).weights_of("cifar10-autoencoder") == str(old)
+    assert (asked, old.read_bytes()) == ([], b"stale")
+    setting = paper.Setting(tmp_path)
+    for _ in range(2):  # once for a whole run
+        assert setting.weights_of("cifar10-autoencoder") == str(old)
+    assert (asked, old.read_bytes()) == ([False], b"fresh")

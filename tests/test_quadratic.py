@@ -297,3 +297,43 @@ def test_a_sample_that_the_bounds_alone_limit_does_not_depend_on_its_neighbours(
         torch.testing.assert_close(alone.perturbation[0], whole.perturbation[i], rtol=0, atol=1e-8)
         assert bool(alone.exact[0]) == bool(whole.exact[i])
         assert (int(alone.jvps[0]), int(alone.backwards[0])) == (int(whole.jvps[i]), int(whole.backwards[i]))
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, 3.0, math.inf])
+def test_samples_without_a_residual_do_not_depend_on_those_with_one(p):
+    generator = torch.Generator().manual_seed(4)
+    matrix = torch.randn(30, 60, generator=generator, dtype=torch.float64)
+    x = torch.rand(4, 60, generator=generator, dtype=torch.float64)
+
+    class Layer(nn.Module):
+        """Rounds a sample's output alike in every batch, which a matrix product does not: r = 0 is meant exactly."""
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return (x[:, None, :] * matrix).sum(2)
+
+    layer = Layer()
+    y = layer(x)
+    y[1] += 0.1 * torch.rand(30, generator=generator, dtype=torch.float64)
+    y[3] -= 0.2
+    attack = eb.recipe("quadratic-lp", p=p, eps=0.5, memory=0.0)
+    together = attack(layer, x, y)
+    for i in range(4):
+        alone = attack(layer, x[i : i + 1], y[i : i + 1], sample_id=torch.tensor([i]))
+        torch.testing.assert_close(alone.perturbation[0], together.perturbation[i], rtol=0, atol=1e-12)
+        for name in ("forwards", "backwards", "jvps", "exact"):
+            assert getattr(alone, name)[0] == getattr(together, name)[i], name
+
+
+def test_a_nearly_dead_jacobian_is_solved_or_said_not_to_be():
+    generator = torch.Generator().manual_seed(5)
+    matrix = torch.randn(40, 50, generator=generator, dtype=torch.float64)
+    layer = nn.Linear(50, 40, bias=False)
+    with torch.no_grad():
+        layer.weight.copy_(1e-11 * matrix)
+    x = torch.rand(2, 50, generator=generator)
+    result = eb.recipe("quadratic-lp", p=2, eps=1.0, memory=0.0)(layer, x)
+    moved = (matrix @ result.perturbation.double().T).norm(dim=0)
+    best = torch.linalg.svdvals(matrix)[0] * result.perturbation.double().norm(dim=1)
+    assert (result.kkt > 0).all()  # squares of such numbers are zero in float32
+    assert ((moved > 0.999 * best) | ~result.exact).all()
+    assert (moved > 0.999 * best).all()

@@ -204,6 +204,9 @@ def test_a_checkpoint_of_another_run_or_a_damaged_one_is_refused(tmp_path, monke
 
     with pytest.raises(KeyboardInterrupt):
         training.train(SPEC, out=out, progress=kill)
+    faster = replace(SPEC, recipe=replace(RECIPE, learning_rate=0.5))
+    with pytest.raises(InputError, match=r"its recipe is .*'learning_rate': 0\.05.*'learning_rate': 0\.5"):
+        training.train(faster, out=out, resume=True)
     with pytest.raises(InputError, match=r"w\.checkpoint\.pt is the checkpoint of another run: its seed is 0.*1"):
         training.train(SPEC, out=out, resume=True, seed=1)
     path = tmp_path / "w.checkpoint.pt"

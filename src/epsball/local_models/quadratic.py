@@ -118,7 +118,7 @@ class GaussNewton:
         copy = object.__new__(GaussNewton)
         copy.__dict__.update(self.__dict__)
         copy._told = frozenset()
-        copy._reset(1)
+        copy._reset(self._linearised)
         return copy
 
     def spent(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -66,7 +66,7 @@ def _trained(source: str) -> nn.Module:
 def features_of(given: str | nn.Module) -> Features:
     """Build the features of a classifier: a name as `colorization` takes it, fresh, or a trained module."""
     if isinstance(given, nn.Module):
-        own = copy.deepcopy(given).eval()
+        own = copy.deepcopy(given).to("cpu", torch.float32).eval()
         with torch.no_grad():
             return Features(own, 32, own(torch.zeros(1, 3, 32, 32)).shape[1])
     if given == INCEPTION:

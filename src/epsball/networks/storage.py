@@ -17,6 +17,7 @@ from epsball.data.optional import require
 from epsball.errors import InputError
 
 __all__ = ["card_path", "check_writable", "fill", "read_card", "read_tensors", "replace_file", "save"]
+__all__ += ["weights_digest"]
 
 CHECKPOINTS = (".pt", ".pth")
 
@@ -141,6 +142,14 @@ def save(module: nn.Module, card: dict[str, Any], path: Path, *, half: bool = Fa
     replace_file(path, raw)
     replace_file(card_path(path), (json.dumps(card, indent=2) + "\n").encode())
     return card
+
+
+def weights_digest(module: nn.Module) -> str:
+    """Return the sha256, in hex, of all tensors of a module by name."""
+    digest = hashlib.sha256()
+    for key, value in module.state_dict().items():
+        digest.update(key.encode() + value.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -158,4 +158,4 @@ class ConstraintSet(ABC):
         if self.bounds is None:
             return torch.full_like(x, math.inf)
         down, up = self.room(x)
-        return torch.where(g > 0, up, down.neg_())
+        return torch.where(g > 0, up, -down)

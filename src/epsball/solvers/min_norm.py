@@ -111,7 +111,7 @@ class _Found:
         known, feasible = self.rank[rows], self.feasible[rows]
         better = torch.where(crossed == feasible, rank < known, crossed)
         if bool(better.all()) and len(rows) == len(self.delta):
-            self.delta = delta
+            self.delta = delta.clone()  # the set may keep what it returned
         else:
             self.delta[rows[better]] = delta[better]
         self.rank[rows] = torch.where(better, rank, known)

@@ -101,7 +101,7 @@ def solve_quadratic(
     """
     eps = constraint.eps_of(point)
     down, up = (bound.abs().flatten(1) for bound in constraint.room(point))
-    weights = None
+    weights, boxed = None, torch.zeros_like(eps, dtype=torch.bool)
     if isinstance(constraint, LpBall):
         weights = None if constraint.weights is None else constraint.weights.to(point).flatten()[None]
         down, up = (bound if weights is None else bound.where(weights > 0, 0.0) for bound in (down, up))
@@ -109,8 +109,10 @@ def solve_quadratic(
         boxed, eps = largest <= eps, torch.minimum(eps, largest)
         if not eps.isfinite().all():
             raise InputError("expected a finite eps, or finite bounds in every entry, got neither; give eps.")
-        if constraint.p != math.inf and bool(boxed.any()) and not bool(boxed.all()):
-            return _apart(model, constraint, point, streams, options, boxed)
+    # Samples whose problems are of different kinds are solved apart, as each would be alone.
+    kind = 2 * (boxed & (getattr(constraint, "p", math.inf) != math.inf)) + (model.residual != 0).any(1)
+    if bool((kind != kind[0]).any()):
+        return _apart(model, constraint, point, streams, options, kind)
     problem = _Problem(model, constraint, point, streams, options, eps, down, up)
     kkt = torch.full_like(eps, math.nan)
     mirrored = True
@@ -138,24 +140,29 @@ def solve_quadratic(
 
 def _apart(
     model: GaussNewton,
-    constraint: LpBall,
+    constraint: ConstraintSet,
     point: Tensor,
     streams: Generators,
     options: QuadraticOptions,
-    boxed: Tensor,
+    kind: Tensor,
 ) -> Step:
-    """Solve for the samples that the bounds alone limit apart from the others, as each would be solved alone."""
-    delta, mirror = torch.zeros_like(point), torch.zeros_like(point)
-    exact, kkt = torch.zeros_like(boxed), point.new_full((len(point),), math.nan)
-    for rows in (boxed.nonzero()[:, 0], (~boxed).nonzero()[:, 0]):
+    """Solve for the samples of each kind (B,) apart from the others."""
+    delta, mirrors = torch.zeros_like(point), torch.zeros_like(point)
+    mirror: Tensor | None = mirrors
+    exact = torch.zeros_like(kind, dtype=torch.bool)
+    kkt = torch.full_like(kind, math.nan, dtype=torch.float64)
+    for rows in ((kind == k).nonzero()[:, 0] for k in sorted(set(kind.tolist()))):
         part = model.take(rows)
         step = solve_quadratic(part, constraint.take(rows), point[rows], streams.take(rows), options)
         model.also_spent(rows, part)
         delta[rows] = step.delta
-        mirror[rows] = step.delta if step.mirror is None else step.mirror
+        if step.mirror is None:  # of the set, not of the sample
+            mirror = None
+        else:
+            mirrors[rows] = step.mirror
         if step.exact is not None and step.kkt is not None:
             exact[rows], kkt[rows] = step.exact, step.kkt.to(kkt.dtype)
-    return Step(delta, torch.ones_like(boxed), exact=exact, kkt=kkt, mirror=mirror)
+    return Step(delta, torch.ones_like(exact), exact=exact, kkt=kkt, mirror=mirror)
 
 
 def _euclidean(problem: _Problem, weights: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
@@ -258,10 +265,7 @@ def _general(problem: _Problem) -> tuple[Tensor, Tensor]:
     size = torch.linalg.vector_norm(problem.lmo(model.probe()), dim=1)
     rough = trust_region(View(model), size, tolerance=1e-2, limit=24)
     starts = [problem.lmo(rough.zeta), problem.lmo(-rough.zeta)]
-    if bool((model.residual != 0).any()):
-        # Without a residual the gradient is zero, and the first start stands for it.
-        slope = model.gradient()
-        flat = (slope == 0).all(1, keepdim=True)
-        starts.append(torch.where(flat, starts[0], problem.lmo(slope)))
+    if bool((model.residual != 0).any()):  # then for all samples; without a residual the gradient is zero
+        starts.append(problem.lmo(model.gradient()))
     delta = problem.ascend(starts + problem.random_starts(), trial=_TRIAL)
     return delta, problem.flags(False)

@@ -48,7 +48,7 @@ def trust_region(view: View, eps: Tensor, *, tolerance: float, limit: int = 400)
     space = _Space(view, eps)
     active = torch.ones_like(eps, dtype=torch.bool)
     zeta, top = torch.zeros_like(space.linear), torch.zeros_like(space.linear)
-    kkt, value = torch.zeros_like(eps), torch.zeros_like(eps)
+    kkt, value = torch.zeros_like(eps, dtype=torch.float64), torch.zeros_like(eps)
     converged = ~active
     moved = space.grow([space.linear, space.probe], active)
     if not bool(moved.any()):
@@ -148,19 +148,19 @@ class _Space:
         vectors = torch.cat([vectors[:, :, :-1], vectors[:, :, -1:] * sign[:, None, None]], 2)
         y, above = secular(theta, vectors, slope, self.eps)
         lam, kind = theta[:, -1] + above, self.basis.dtype
-        tiny = torch.finfo(kind).tiny
+        tiny = torch.finfo(torch.float64).tiny
         ritz = self._residual(self.residuals[0], vectors[:, :, -1], theta[:, -1])
         error = _length(ritz)
-        relative = error / theta[:, -1].to(kind).clamp_min(tiny)
+        relative = error / theta[:, -1].clamp_min(tiny)
         kkt = relative
         if len(self.residuals) > 1:
             residual = self._residual(self.residuals[1], y, lam).add_(self.linear)
-            kkt = _length(residual) / (lam * self.eps).to(kind).clamp_min(tiny)
+            kkt = _length(residual) / (lam * self.eps).clamp_min(tiny)
             kkt = torch.where(self.sloped, kkt, relative)
             residual[~self.sloped] = 0.0
         kkt = torch.where(self.eps > 0, kkt, 0.0)
         # λ is safely at or above λ_max where it exceeds the Ritz value by that value's error, or the error is small.
-        sure = (above.to(kind) >= error) | (relative <= tolerance) | (self.eps == 0)
+        sure = (above >= error) | (relative <= tolerance) | (self.eps == 0)
         value = theta[:, -1].clamp_min(0.0).to(kind)
         return _Found(y, vectors, value, kkt, (kkt <= tolerance) & sure)
 
@@ -247,9 +247,16 @@ def _inside(stored: Tensor, vector: Tensor) -> Tensor:
 
 
 def _length(vector: Tensor) -> Tensor:
-    """Compute the Euclidean length of vectors (B, M); (B,)."""
-    starts = range(0, vector.shape[1], _STRIP)
-    parts = [torch.linalg.vector_norm(vector[:, start : start + _STRIP], dim=1) for start in starts]
+    """Compute the Euclidean length of vectors (B, M), in float64; (B,).
+
+    Strip by strip for precision, and in units of each strip's largest entry: squares of 1e-23 are 0 in float32.
+    """
+    parts = []
+    for start in range(0, vector.shape[1], _STRIP):
+        strip = vector[:, start : start + _STRIP]
+        largest = torch.maximum(strip.amax(1), -strip.amin(1))
+        unit = torch.where((largest > 0) & largest.isfinite(), largest, 1.0)
+        parts.append(torch.linalg.vector_norm(strip / unit[:, None], dim=1).double() * unit.double())
     length: Tensor = torch.linalg.vector_norm(torch.stack(parts, 1), dim=1)
     return length
 

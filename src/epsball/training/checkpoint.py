@@ -86,10 +86,10 @@ class Checkpoint:
             self.path.unlink(missing_ok=True)
 
     def _identity(self) -> str:
-        return json.dumps(dict(self.identity), sort_keys=True, default=str)
+        return json.dumps(dict(self.identity), default=str)
 
 
 def _difference(theirs: str, ours: str) -> str:
     found, wanted = json.loads(theirs), json.loads(ours)
-    key = next(key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key))
+    key = next(key for key in (*wanted, *found) if found.get(key) != wanted.get(key))
     return f"its {key} is {found.get(key)!r}, this run's {wanted.get(key)!r}"

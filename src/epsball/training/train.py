@@ -6,7 +6,7 @@ import math
 import os
 import shlex
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,9 +16,10 @@ from torch import nn
 from epsball import data as datasets
 from epsball import networks
 from epsball.data import Dataset
+from epsball.data.dataset import digest_of
 from epsball.errors import InputError
 from epsball.networks import NetworkSpec, TrainingRecipe
-from epsball.networks.storage import check_writable, save
+from epsball.networks.storage import check_writable, save, weights_digest
 from epsball.training.checkpoint import Checkpoint, checkpoint_path
 from epsball.training.fit import MOMENTUM, Progress, fit
 
@@ -95,14 +96,25 @@ def train(
     x, target = _pair(spec, fitting)
     test_x, test_target = _pair(spec, testing)
 
-    identity = {"network": spec.name, "data": fitting.digest, "schedule": asked, **chosen}
-    checkpoint = Checkpoint(None if path is None else checkpoint_path(path), identity)
-    if not resume:
-        checkpoint.remove()
     start = time.perf_counter()
     trained, fit_x, fit_target = model.to(place), x.to(place), target.to(place)
     if spec.part is not None:
         trained, fit_x, fit_target = spec.part(trained, fit_x, fit_target)
+    identity = {
+        "network": spec.name,
+        "schedule": asked,
+        "recipe": _described(recipe),
+        **chosen,
+        "device": str(place),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "data": fitting.digest,
+        "inputs": digest_of(fit_x, fit_target),
+        "fresh weights": weights_digest(model),
+    }
+    checkpoint = Checkpoint(None if path is None else checkpoint_path(path), identity)
+    if not resume:
+        checkpoint.remove()
     seconds = time.perf_counter() - start
     seconds += fit(trained, recipe, fit_x, fit_target, seed, checkpoint, progress)
     errors = _errors(model, test_x, test_target)
@@ -233,6 +245,12 @@ def _recipe(spec: NetworkSpec, schedule: str | None, place: torch.device) -> tup
     if spec.short is None or schedule == "full" or (schedule is None and place.type != "cpu"):
         return "full", spec.recipe
     return "short", spec.short
+
+
+def _described(recipe: TrainingRecipe) -> dict[str, Any]:
+    """Return every field of a recipe as JSON knows it, functions by their name."""
+    values = {field.name: getattr(recipe, field.name) for field in fields(recipe)}
+    return {name: getattr(value, "__qualname__", value) for name, value in values.items()}
 
 
 def _optimiser(recipe: TrainingRecipe) -> str:

@@ -52,13 +52,14 @@ class Setting:
     panels: str = ""
     resume: bool = False
     progress: Progress | None = None
+    _trained: set[str] = field(default_factory=set, repr=False)  # by this run, into out/weights
 
     def prepare(self, panels: str = "") -> Parts:
         """Check, before any work, that the folder can be written and that the panels are among the known ones."""
         if not set(self.panels) <= set(panels):
             raise InputError(f"expected --panels as letters of {panels!r}, got {self.panels!r}.")
-        for network in self.weights:
-            networks.spec(network)
+        for network, file in self.weights.items():
+            networks.load(network, file)
         check_writable(self.out)
         return Parts.at(self.out, resume=self.resume)
 
@@ -92,7 +93,7 @@ class Setting:
 
     def _loaded(self, network: str, images: Dataset) -> Loaded:
         given = self.weights_of(network)
-        path = networks.shipped(network) if given is None else Path(given)
+        path = networks.shipped(network) if given is None else Path(given).expanduser()
         model = networks.load(network, given)
         identity = {
             "network": network,
@@ -100,6 +101,7 @@ class Setting:
             "images": images.digest,
             "seed": self.seed,
             "code": _code(),
+            **versions(),
         }
         return Loaded(model, images, given or "shipped with epsball", identity)
 
@@ -107,7 +109,7 @@ class Setting:
         from epsball.training import train
 
         path = self.out / "weights" / f"{network}.safetensors"
-        if path.is_file():
+        if path.is_file() and (self.resume or network in self._trained):
             return path
         path.parent.mkdir(parents=True, exist_ok=True)
         self.say(f"training {network}, whose weights do not come along", 0, 1)
@@ -115,9 +117,10 @@ class Setting:
             network,
             data_root=self.data_root,
             out=path,
-            resume=True,
+            resume=self.resume,
             progress=lambda done, total, loss: self.say(f"training {network}, loss {loss:.4g}", done, total),
         )
+        self._trained.add(network)
         return path
 
     def say(self, label: str, done: int, total: int) -> None:
