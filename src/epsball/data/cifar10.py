@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import lzma
 import os
 import re
-import tarfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ import torch
 
 from epsball.data.dataset import Dataset
 from epsball.data.download import Origin, data_root, ensure
+from epsball.data.packed import read_file, read_members
 from epsball.errors import InputError
 
 __all__ = ["CLASSES", "OFFICIAL", "load"]
@@ -56,10 +54,11 @@ def load(split: str, root: str | os.PathLike[str] | None, download: bool, origin
     whole = len(paths) == len(stems) and not any("_first" in path.name for path in paths.values())
     if not paths or (not whole and (folder / ARCHIVE).is_file()):
         (archive,) = ensure("cifar10", [ARCHIVE], folder, origin, download=download)
-        raw = _read_archive(archive, stems)
+        members = read_members(archive, FOLDER, [f"{stem}.bin" for stem in stems])
+        raw = {stem: members[f"{stem}.bin"] for stem in stems}
         names = {stem: (f"{stem}.bin", f"{archive}: {stem}.bin") for stem in stems}
     else:
-        raw = {stem: _read(path) for stem, path in paths.items()}
+        raw = {stem: read_file(path) for stem, path in paths.items()}
         names = {stem: (path.name.removesuffix(".xz"), str(path)) for stem, path in paths.items()}
     official = all(
         SHA1.get(names[stem][0]) == hashlib.sha1(raw[stem], usedforsecurity=False).hexdigest() for stem in raw
@@ -90,42 +89,6 @@ def _find(folder: Path, stem: str) -> Path | None:
     if not found:
         return None
     return max(found, key=lambda item: (int(item[0][1] or PER_FILE), item[0][1] is None, item[0][2] is None))[1]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        raw = path.read_bytes()
-        return lzma.decompress(raw) if path.suffix == ".xz" else raw
-    except lzma.LZMAError as error:
-        raise InputError(
-            f"{path}: not a sound xz file ({error}); it is truncated or damaged: fetch it again."
-        ) from error
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
-
-
-def _read_archive(path: Path, stems: tuple[str, ...]) -> dict[str, bytes]:
-    """Read the members straight from the archive: nothing is unpacked, so nothing can be left half unpacked."""
-    raw = {}
-    try:
-        with tarfile.open(path, "r:gz") as archive:
-            for member in archive:
-                stem = Path(member.name).name.removesuffix(".bin")
-                if stem in stems and member.name == f"{FOLDER}/{stem}.bin" and member.isfile():
-                    file = archive.extractfile(member)
-                    raw[stem] = file.read() if file is not None else b""
-                    if len(raw) == len(stems):
-                        break
-    except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise InputError(f"{path}: not a sound .tar.gz archive ({error}); remove it and fetch it again.") from error
-    except OSError as error:  # gzip.BadGzipFile is one too
-        raise InputError(
-            f"{path}: cannot be read ({error.strerror or error}); remove it and fetch it again."
-        ) from error
-    missing = [stem for stem in stems if stem not in raw]
-    if missing:
-        raise InputError(f"{path}: {FOLDER}/{missing[0]}.bin is not in it; remove the archive and fetch it again.")
-    return {stem: raw[stem] for stem in stems}
 
 
 def _records(raw: bytes, name: str, where: str) -> npt.NDArray[np.uint8]:
