@@ -319,3 +319,13 @@ def test_zero_and_broken_jacobians_are_told_apart():
     finite, flat = gauss_newton(model, x, torch.zeros(4, 2, dtype=x.dtype)).finite_and_flat()
     assert finite.tolist() == [True, True, False, False]
     assert not flat.any()
+
+
+def test_shared_linearisations_count_the_way_that_failed_for_every_budget():
+    model, x = model_of("attention")
+    target = model(x).detach() + 0.1
+    attack = eb.recipe("quadratic-lp", p=2, eps=1.0, memory=0.0)
+    for eps, shared in zip((0.1, 0.2), attack.over(model, x, target, eps=[0.1, 0.2]), strict=True):
+        alone = attack.with_eps(eps)(model, x, target)
+        for name in ("forwards", "backwards", "jvps"):
+            assert torch.equal(getattr(shared, name), getattr(alone, name)), (eps, name)
