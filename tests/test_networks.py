@@ -21,17 +21,25 @@ from epsball.errors import InputError
 NAMES = networks.names()
 TO_BE_TRAINED = {
     "cifar10-autoencoder",  # 38 MB of weights; what comes with epsball stays below 10 MB in all
-    "cifar10-nin",
     "cifar10-densenet40",
     "stl10-colorization",
 }
 SHIPPED = [name for name in NAMES if networks.shipped(name).is_file()]
 NEEDS_FILES = {"mnist", "cifar10"}
 needs_data = pytest.mark.skipif(not os.environ.get("EPSBALL_DATA"), reason="EPSBALL_DATA does not point to real data")
-ON_DATA = [pytest.param(name, marks=needs_data if networks.spec(name).data in NEEDS_FILES else ()) for name in SHIPPED]
 # Drawing 1,536 orthonormal directions takes seconds, and so do hundreds of products with deep networks in float64.
 FRESH = [pytest.param(name, marks=pytest.mark.slow if name in TO_BE_TRAINED else ()) for name in NAMES]
 DEEP = {"cifar10-nin", "cifar10-densenet40", "stl10-colorization"}
+ON_DATA = [
+    pytest.param(
+        name,
+        marks=[
+            *([needs_data] if networks.spec(name).data in NEEDS_FILES else []),
+            *([pytest.mark.slow] if name in DEEP else []),
+        ],
+    )
+    for name in SHIPPED
+]
 GRADIENTS = [pytest.param(name, marks=pytest.mark.slow if name in DEEP else ()) for name in NAMES]
 REGRESSION = {"digits-autoencoder", "mnist-autoencoder", "cifar10-autoencoder", "stl10-colorization"}
 AUTOENCODERS = {"digits-autoencoder": (64, 16), "mnist-autoencoder": (784, 31), "cifar10-autoencoder": (3072, 1536)}

@@ -71,14 +71,14 @@ CIFAR10_DENSENET40 = NetworkSpec(
         half=True,
     ),
     short=TrainingRecipe(
-        epochs=10,
+        epochs=6,
         batch_size=128,
         learning_rate=0.2,
         weight_decay=2e-4,
         optimiser="sgd",
         warm_up=0.2,
         augment=crop_and_flip,
-        sizes=((0.65, 16), (0.85, 24)),
+        sizes=((0.6, 16), (0.85, 24)),
         half=True,
     ),
 )
