@@ -244,7 +244,7 @@ def np_gain(objective: eb.Objective, outputs: np.ndarray, target: np.ndarray, cl
         return np.log(np.exp(outputs - top[:, None]).sum(1)) + top - own
     if isinstance(objective, eb.TargetedMargin):
         return outputs[rows, np_label(objective, target, clean)] - own
-    if isinstance(objective, eb.Margin):
+    if isinstance(objective, (eb.Margin, eb.Ranked)):
         others = outputs.copy()
         others[rows, target] = -np.inf
         return others.max(1) - own

@@ -56,8 +56,7 @@ def test_one_number_is_for_every_step_and_a_list_is_one_each():
         ({"update": "clip"}, 'expected update as "accumulate" or "project", got \'clip\''),
         ({"stop": "later"}, 'expected stop as "success", "never" or None'),
         ({"random_start": True}, "random start spends the budget"),
-        ({"restarts": 2}, "restarts without random_start or dither"),
-        ({"restarts": 2, "update": "project"}, "restarts without random_start or dither"),
+        ({"restart_steps": 0}, "expected restart_steps as an integer >= 1"),
     ],
     ids=lambda value: str(value) if isinstance(value, dict) else "",
 )
@@ -77,3 +76,19 @@ def test_a_schedule_is_a_frozen_value():
     assert hash(schedule) == hash(eb.Schedule(steps=2))
     with pytest.raises(dataclasses.FrozenInstanceError):
         schedule.steps = 3
+
+
+@pytest.mark.parametrize("update", ["accumulate", "project"])
+def test_attempts_that_would_repeat_the_first_are_refused(update):
+    with pytest.raises(eb.InputError, match="restarts without random_start or dither"):
+        eb.Attack(constraint=eb.LpBall(eps=0.1), schedule=eb.Schedule(restarts=2, update=update))
+    ranked = eb.Attack(eb.LpBall(eps=0.1), eb.Ranked(), schedule=eb.Schedule(restarts=2, update=update))
+    assert ranked.schedule.restarts == 2
+
+
+def test_falling_steps_go_from_twice_the_ball_to_nothing_in_every_attempt():
+    schedule = eb.Schedule(steps=4, step_size="falling", update="project", restart_steps=2)
+    assert schedule.shares() == (2.0, 1.125, 0.5, 0.125)
+    assert schedule.shares(schedule.length(0)) == schedule.shares()
+    assert schedule.shares(schedule.length(1)) == (2.0, 0.5)
+    assert schedule.length(7) == 2

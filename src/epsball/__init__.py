@@ -12,6 +12,7 @@ from epsball.objectives import (
     Ensemble,
     Margin,
     Objective,
+    Ranked,
     SquaredError,
     TargetedMargin,
     TrueScore,
@@ -21,7 +22,7 @@ from epsball.result import AttackResult
 from epsball.schedule import Schedule
 from epsball.sets import ConstraintSet, Groups, LpBall, Oracle, Partition, channels, patches, pixels
 from epsball.sets.custom import CustomSet
-from epsball.solvers import MinNorm, NormConstrained, QuadraticOptions, RandomPoint
+from epsball.solvers import MinNorm, NormConstrained, QuadraticOptions, RandomPoint, ShrinkingBall
 from epsball.target_model import TargetModel
 
 __version__ = "0.1.0"
@@ -49,9 +50,11 @@ __all__ = [
     "Quadratic",
     "QuadraticOptions",
     "RandomPoint",
+    "Ranked",
     "Recipe",
     "Robustness",
     "Schedule",
+    "ShrinkingBall",
     "SquaredError",
     "Status",
     "TargetModel",

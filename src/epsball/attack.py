@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from epsball.certification import certify, empty
+from epsball.certification import empty
 from epsball.errors import InputError
-from epsball.iteration import State, attempt, place
 from epsball.local_models import Linear, LocalModel, Quadratic
-from epsball.objectives import Margin, Objective, as_objective
+from epsball.objectives import Margin, Objective, Ranked, as_objective
 from epsball.problem import Problem
 from epsball.randomness import Generators
+from epsball.restarts import run
 from epsball.result import AttackResult
 from epsball.schedule import Schedule
 from epsball.sets import ConstraintSet
@@ -63,8 +63,24 @@ class Attack:
                 f"{type(self.formulation).__name__}."
             )
         self.local_model.check(as_objective(self.objective))
-        if not self.formulation.budgeted and (self.schedule.update == "project" or self.schedule.random_start):
+        if self.formulation.follows:
+            self._check_search()
+        elif not self.formulation.budgeted and (self.schedule.update == "project" or self.schedule.random_start):
             raise InputError("a minimal-norm attack has no budget to project onto or start in; accumulate its steps.")
+        ranked = isinstance(self.objective, Ranked)
+        if self.schedule.restarts > 1 and not (ranked or self.schedule.random_start or any(self.schedule.dithers())):
+            raise InputError("restarts without random_start or dither would repeat the same attempt; set one of them.")
+
+    def _check_search(self) -> None:
+        """Refuse what a minimal-norm search cannot use."""
+        schedule, single = self.schedule, isinstance(self.local_model, Linear)
+        if schedule.update != "project" or schedule.random_start or any(schedule.dithers(True)) or not single:
+            raise InputError(
+                'expected update="project" without random_start and dither, and a linear local model, for a search '
+                "with a shrinking ball; it begins at random points by itself where attempts would repeat."
+            )
+        if not self.constraint.convex:
+            raise InputError("expected a convex set for a search with a shrinking ball, such as eb.LpBall.")
 
     def with_eps(self, eps: float | Tensor) -> Attack:
         """Return the same attack with another budget."""
@@ -145,7 +161,7 @@ class Attack:
                 if nested and results and bool(results[-1].success.any()):
                     results.append(_go_on(attack, problem, results[-1], started))
                 else:
-                    results.append(_run(attack, problem, started, shared=len(attacks) > 1))
+                    results.append(run(attack, problem, started, shared=len(attacks) > 1))
                 started = time.perf_counter()
             return results
 
@@ -156,7 +172,7 @@ def _go_on(attack: Attack, problem: Problem, before: AttackResult, started: floa
     if len(left) == 0:
         return before.merge(None, left, time.perf_counter() - started)
     part = replace(attack, constraint=attack.constraint.take(left))
-    return before.merge(_run(part, problem.take(left), started, shared=True), left, time.perf_counter() - started)
+    return before.merge(run(part, problem.take(left), started, shared=True), left, time.perf_counter() - started)
 
 
 def _check_nested(formulation: Formulation, eps: Sequence[float | Tensor]) -> None:
@@ -168,51 +184,3 @@ def _check_nested(formulation: Formulation, eps: Sequence[float | Tensor]) -> No
 def _check_limited(constraint: ConstraintSet, x: Tensor) -> None:
     if not constraint.eps_of(x).isfinite().all():
         raise InputError("expected a finite eps for a norm-constrained problem without bounds, got eps=inf; give eps.")
-
-
-def _run(attack: Attack, problem: Problem, started: float, *, shared: bool) -> AttackResult:
-    """Make the attempts, keep the best of each sample, and certify it."""
-    schedule = attack.schedule
-    stops = not problem.transfers and (schedule.stop or ("success" if problem.classifies else "never")) == "success"
-    constraint = attack.constraint.prepare(problem.x)
-    state = State.new(problem.x, problem.clean_forwards)
-    everyone = torch.arange(len(problem.x), device=problem.x.device)
-    # Dither may be automatic, and none for this objective: then a restart would repeat the first attempt.
-    random = schedule.random_start or any(schedule.dithers(problem.classifies)) or not attack.formulation.uses_model
-    if schedule.restarts == 1 or not random:
-        attempt(attack, problem, constraint, state, everyone, 0, stops=stops, shared=shared)
-        return certify(problem, constraint, state, started, budgeted=attack.formulation.budgeted)
-    best_eta = torch.zeros_like(state.eta)
-    best_score = problem.x.new_full((len(problem.x),), -torch.inf)
-    best_success = torch.zeros_like(state.flat)
-    best_flags, best_kkt = _flags(state), state.kkt.clone()
-    budgeted = attack.formulation.budgeted
-    active = everyone
-    for restart in range(schedule.restarts):
-        state.eta[active] = 0.0
-        attempt(attack, problem, constraint, state, active, restart, stops=stops, shared=shared and restart == 0)
-        placed = place(problem.x[active], state.eta[active], constraint)
-        outputs, objective = problem.outputs(placed), problem.objective.take(active)
-        state.forwards[active] += 1
-        success = objective.success(outputs, problem.target[active])
-        # The larger gain is better within a budget; without one, of the successes the smaller perturbation.
-        score = objective.gain(outputs, problem.target[active]).to(best_score.dtype)
-        if not budgeted:
-            score = torch.where(success, -constraint.take(active).size(state.eta[active]), score)
-        better = (success & ~best_success[active]) | ((success == best_success[active]) & (score > best_score[active]))
-        chosen = active[better]
-        best_eta[chosen], best_score[chosen] = state.eta[chosen], score[better]
-        best_success[chosen] = success[better]
-        best_flags[:, chosen], best_kkt[chosen] = _flags(state)[:, chosen], state.kkt[chosen]
-        state.exact[active], state.kkt[active] = True, torch.nan
-        active = active[~success] if stops and budgeted else active
-        if len(active) == 0:
-            break
-    tried = best_score > -torch.inf
-    state.flat, state.broken, state.feasible, state.exact = torch.where(tried, best_flags, _flags(state)).unbind(0)
-    state.eta, state.kkt = best_eta, torch.where(tried, best_kkt, state.kkt)
-    return certify(problem, constraint, state, started, budgeted=attack.formulation.budgeted)
-
-
-def _flags(state: State) -> Tensor:
-    return torch.stack([state.flat, state.broken, state.feasible, state.exact])

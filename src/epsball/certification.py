@@ -7,8 +7,8 @@ import time
 import torch
 from torch import Tensor
 
+from epsball.batch import State, place
 from epsball.errors import Status
-from epsball.iteration import State, place
 from epsball.problem import Problem
 from epsball.result import AttackResult
 from epsball.sets.base import ConstraintSet

@@ -69,6 +69,12 @@ class Problem:
         part._first = None if self._first is None else self._first.take(index)
         return part
 
+    def turned(self, objective: Objective) -> Problem:
+        """Return the same problem with another objective of the same task."""
+        part = copy.copy(self)
+        part.objective, part._first = objective, None
+        return part
+
     def outputs(self, x: Tensor) -> Tensor:
         """Compute the judged model's outputs without a graph."""
         with torch.no_grad():

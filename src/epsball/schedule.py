@@ -18,7 +18,7 @@ class Schedule:
     """How the linearised problems are iterated; sizes are shares of ε, so that one schedule serves every budget.
 
     steps: T, the number of linearisations. step_size: the share of ε that each step may take, a number or one for each
-    step; 1/T by default. dither: the radius ε̃ of the random offset at which each step linearises, as a share of ε, a
+    step, or "falling": 2 (1 - t/T)², from twice the ball down to nothing; 1/T by default. dither: the radius ε̃ of the random offset at which each step linearises, as a share of ε, a
     number or one for each step; None: ε/T for objectives that do not classify, whose gradient may be zero at x, and
     none for those that do. random_start: begin at a random point of the set.
     update: "accumulate" adds the steps (the sum of the shares is at most 1, so the triangle inequality keeps it in the
@@ -26,25 +26,35 @@ class Schedule:
     stop: "success" leaves a sample at its first success and drops it from the batch, "never" takes all steps; by
     default "success" for objectives that classify. A step that is dithered does not see the point it starts from, so
     with dither at every step a success shows only at the end. restarts: attempts with new random draws, the best kept.
+    restart_steps: T of the attempts after the first, the same by default.
     """
 
     steps: int = 1
-    step_size: float | tuple[float, ...] | None = None
+    step_size: float | tuple[float, ...] | Literal["falling"] | None = None
     dither: float | tuple[float, ...] | None = 0.0
     random_start: bool = False
     update: Literal["accumulate", "project"] = "accumulate"
     stop: Literal["success", "never"] | None = None
     restarts: int = 1
+    restart_steps: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse schedules that cannot be run or that would leave the ball."""
         check_count("steps", self.steps)
         check_count("restarts", self.restarts)
+        if self.restart_steps is not None:
+            check_count("restart_steps", self.restart_steps)
         if self.update not in ("accumulate", "project"):
             raise InputError(f'expected update as "accumulate" or "project", got {self.update!r}.')
         if self.stop not in ("success", "never", None):
             raise InputError(f'expected stop as "success", "never" or None, got {self.stop!r}.')
-        sizes, dithers = self.shares(), self.dithers()
+        for steps in (self.steps, self.length(1)):
+            self._check_sizes(steps)
+
+    def _check_sizes(self, steps: int) -> None:
+        """Refuse sizes that do not fit an attempt of so many steps."""
+        sizes = self.shares(steps)
+        self.dithers(steps=steps)  # refuses what they cannot be
         if self.update == "accumulate" and math.fsum(sizes) > 1.0 + 1e-9:
             raise InputError(
                 f"expected step sizes that add up to at most 1 (they are shares of eps), got {math.fsum(sizes):g}; "
@@ -52,24 +62,30 @@ class Schedule:
             )
         if self.update == "accumulate" and self.random_start:
             raise InputError('a random start spends the budget that accumulated steps need; use update="project".')
-        if self.restarts > 1 and not self.random_start and not any(dithers):
-            raise InputError("restarts without random_start or dither would repeat the same attempt; set one of them.")
 
-    def shares(self) -> tuple[float, ...]:
-        """Return the share of ε of each step."""
-        return self._each("step_size", 1.0 / self.steps if self.step_size is None else self.step_size)
+    def length(self, attempt: int) -> int:
+        """Return the number of steps of an attempt."""
+        return self.steps if attempt == 0 or self.restart_steps is None else self.restart_steps
 
-    def dithers(self, classifies: bool = False) -> tuple[float, ...]:
+    def shares(self, steps: int | None = None) -> tuple[float, ...]:
+        """Return the share of ε of each step of an attempt of so many steps, by default the first."""
+        count = self.steps if steps is None else steps
+        if self.step_size == "falling":
+            return tuple(2.0 * (1.0 - step / count) ** 2 for step in range(count))
+        size = 1.0 / count if self.step_size is None else self.step_size
+        return self._each("step_size", size, count)
+
+    def dithers(self, classifies: bool = False, steps: int | None = None) -> tuple[float, ...]:
         """Return the dithering radius of each step as a share of ε, for an objective that classifies or does not."""
-        automatic = 0.0 if classifies else 1.0 / self.steps
-        return self._each("dither", automatic if self.dither is None else self.dither)
+        count = self.steps if steps is None else steps
+        automatic = 0.0 if classifies else 1.0 / count
+        return self._each("dither", automatic if self.dither is None else self.dither, count)
 
-    def _each(self, name: str, value: float | tuple[float, ...]) -> tuple[float, ...]:
-        values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * self.steps
-        if not all(isinstance(v, Real) and math.isfinite(v) and v >= 0 for v in values):
+    def _each(self, name: str, value: float | str | tuple[float, ...], count: int) -> tuple[float, ...]:
+        given = value if isinstance(value, (tuple, list)) else (value,) * count
+        values = tuple(float(v) for v in given if isinstance(v, Real) and math.isfinite(v) and v >= 0)
+        if len(values) != len(given):
             raise InputError(f"expected {name} >= 0 as a share of eps, got {value!r}.")
-        if len(values) != self.steps:
-            raise InputError(
-                f"expected {name} as a number or one for each of the {self.steps} steps, got {len(values)}."
-            )
+        if len(values) != count:
+            raise InputError(f"expected {name} as a number or one for each of the {count} steps, got {len(values)}.")
         return values

@@ -3,6 +3,7 @@
 from epsball.objectives.base import Objective, two_class
 from epsball.objectives.classification import CrossEntropy, Margin, TargetedMargin, TrueScore
 from epsball.objectives.composed import ByTarget, Custom, Ensemble, as_objective
+from epsball.objectives.ranked import Ranked
 from epsball.objectives.regression import SquaredError
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "Ensemble",
     "Margin",
     "Objective",
+    "Ranked",
     "SquaredError",
     "TargetedMargin",
     "TrueScore",

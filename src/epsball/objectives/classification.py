@@ -35,16 +35,18 @@ class Margin(Objective):
 
     def pieces(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Compute f_l - f_k for the chosen classes l, best first unless all are chosen; (B, C)."""
-        margins = outputs - outputs.gather(1, target[:, None])
+        return outputs.gather(1, self.chosen(outputs, target)) - outputs.gather(1, target[:, None])
+
+    def chosen(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Return the class l of each piece, best first unless all are chosen; (B, C)."""
         count = outputs.shape[1] - 1
         wanted = {"all": count, "runner-up": 1}.get(str(self.classes), self.classes)
         if not isinstance(wanted, int) or wanted >= count:
             # Every class but k, in order: the k-th column is skipped.
             column = torch.arange(count, device=outputs.device)[None]
-            return margins.gather(1, column + (column >= target[:, None]).long())
+            return column + (column >= target[:, None]).long()
         own = functional.one_hot(target, outputs.shape[1]).bool()
-        chosen = margins.detach().masked_fill(own, -torch.inf).topk(wanted, dim=1).indices
-        return margins.gather(1, chosen)
+        return outputs.detach().masked_fill(own, -torch.inf).topk(wanted, dim=1).indices
 
     def gain(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Compute max_{l≠k} f_l - f_k, (B,)."""

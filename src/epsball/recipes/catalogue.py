@@ -9,10 +9,11 @@ from epsball.recipes.classification import CLASSIFICATION
 from epsball.recipes.random import RANDOM
 from epsball.recipes.regression import REGRESSION
 from epsball.recipes.row import Recipe
+from epsball.recipes.search import SEARCH
 
 __all__ = ["find", "recipes"]
 
-_ROWS = CLASSIFICATION + REGRESSION + RANDOM
+_ROWS = CLASSIFICATION + SEARCH + REGRESSION + RANDOM
 _NAMES = {row.name: row for row in _ROWS}
 # A norm in the name, as in "quadratic-l2" or "linear-linf-10".
 _NORM = re.compile(r"-l(?P<p>inf|\d+(?:\.\d+)?)(?=-|$)")

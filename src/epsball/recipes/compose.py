@@ -61,6 +61,8 @@ def recipe(
     if named is not None and steps is not None and steps != named:
         raise InputError(f"expected steps={named} as the name {name!r} says, got {steps}; give one of the two.")
     count = named if named is not None else row.steps if steps is None else steps
+    if "passes" in row.options:
+        count = _passes(name, row, steps, restarts, options)
     check_count("steps", count)
     if not row.iterative and row.family == "ball" and count != 1:
         raise InputError(
@@ -71,7 +73,8 @@ def recipe(
     if row.order is not None and p is not None and p != row.order:
         raise InputError(f"expected p={row.order:g} for {name!r}, got p={p!r}.")
     objective = row.objective(options)
-    schedule = row.schedule(1 if row.family == "groups" and not row.iterative else count)
+    made = row.sparse if row.sparse is not None and p == 1.0 else row.schedule
+    schedule = made(1 if row.family == "groups" and not row.iterative else count)
     changes: dict[str, Any] = {"restarts": restarts} if restarts != 1 else {}
     if stop is not None:
         changes["stop"] = stop
@@ -85,6 +88,18 @@ def recipe(
         formulation=row.formulation,
         schedule=replace(schedule, **changes),
     )
+
+
+def _passes(name: str, row: Recipe, steps: int | None, restarts: int, options: dict[str, Any]) -> int:
+    """Return the budget of passes of a recipe that divides it into attempts and steps itself."""
+    if steps is not None or restarts != 1:
+        raise InputError(
+            f"expected passes for {name!r}, which divides them into attempts and steps itself, got "
+            f"{f'steps={steps}' if steps is not None else f'restarts={restarts}'}; use passes=100."
+        )
+    passes: int = options.get("passes", row.steps)
+    check_count("passes", passes)
+    return passes
 
 
 def _check_options(name: str, row: Recipe, options: Iterable[str]) -> None:

@@ -31,6 +31,7 @@ class Recipe:
     objective: Callable[[dict[str, Any]], Objective]
     schedule: Callable[[int], Schedule]
     steps: int = 1
+    sparse: Callable[[int], Schedule] | None = None  # the schedule at p = 1, where it is another
     formulation: Formulation = field(default_factory=NormConstrained)
     local_model: LocalModel = field(default_factory=Linear)
     family: str = "ball"  # or "groups"

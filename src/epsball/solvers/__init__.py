@@ -5,5 +5,6 @@ from epsball.solvers.min_norm import MinNorm
 from epsball.solvers.norm_constrained import NormConstrained
 from epsball.solvers.quadratic import QuadraticOptions
 from epsball.solvers.random_point import RandomPoint
+from epsball.solvers.shrinking import ShrinkingBall
 
-__all__ = ["Formulation", "MinNorm", "NormConstrained", "QuadraticOptions", "RandomPoint", "Step"]
+__all__ = ["Formulation", "MinNorm", "NormConstrained", "QuadraticOptions", "RandomPoint", "ShrinkingBall", "Step"]

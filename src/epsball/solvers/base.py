@@ -40,6 +40,12 @@ class Formulation(ABC):
     uses_model: bool = True
     #: Whether ε bounds each problem (then an accumulated step gets a share of it) or is only compared with at the end.
     budgeted: bool = True
+    #: Whether the loop keeps the smallest success and lets the radius of the ball follow it.
+    follows: bool = False
+    #: How fast that radius moves at the first step, as a share of it.
+    rate: float = 0.0
+    #: How often the smallest success is polished by the minimal-norm problem.
+    polish: int = 0
 
     @abstractmethod
     def solve(
@@ -56,3 +62,7 @@ class Formulation(ABC):
     ) -> Tensor:
         """Tell which pieces can be the solution's if no slope changed by more than a factor `growth`, (B, C) bool."""
         return torch.ones_like(value, dtype=torch.bool)
+
+    def rank(self, expansion: Expansion, constraint: ConstraintSet, x: Tensor) -> Tensor:
+        """Order the pieces of an expansion around x by what the linear model promises, the best first; (B, C)."""
+        raise NotImplementedError

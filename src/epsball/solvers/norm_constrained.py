@@ -51,6 +51,11 @@ class NormConstrained(Formulation):
         slope = support / constraint.eps_of(point)[:, None]
         return Step(constraint.lmo(chosen, point), feasible, slope)
 
+    def rank(self, expansion: Expansion, constraint: ConstraintSet, x: Tensor) -> Tensor:
+        """Order the pieces by their largest linearised gain inside the set, the largest first; (B, C)."""
+        support = torch.stack([constraint.support(g, x) for g in expansion.gradient.unbind(1)], 1)
+        return (expansion.value + support).argsort(dim=1, descending=True, stable=True)
+
     def candidates(
         self, value: Tensor, slope: Tensor, growth: float, constraint: ConstraintSet, point: Tensor
     ) -> Tensor:

@@ -1,0 +1,198 @@
+"""The samples under attack: where each stands, and what is known of it while the loop runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from epsball.errors import InputError
+from epsball.local_models import Expansion, LocalModel
+from epsball.objectives import Objective
+from epsball.problem import Problem
+from epsball.radius import Radius
+from epsball.randomness import Generators
+from epsball.schedule import Schedule
+from epsball.sets.base import ConstraintSet
+from epsball.solvers import Formulation
+from epsball.tensors import expand
+
+__all__ = ["Batch", "Parts", "State", "place"]
+
+
+class Parts(Protocol):
+    """What the loop needs to know of an attack."""
+
+    @property
+    def constraint(self) -> ConstraintSet:
+        """C, the allowed perturbations."""
+
+    @property
+    def local_model(self) -> LocalModel:
+        """How the gain is modelled around a point."""
+
+    @property
+    def formulation(self) -> Formulation:
+        """The problem solved on the model."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """When and how far to step."""
+
+
+@dataclass
+class State:
+    """What is known of each sample while the loop runs; every field is (B, ...) and updated by index."""
+
+    eta: Tensor
+    forwards: Tensor
+    backwards: Tensor
+    jvps: Tensor
+    flat: Tensor
+    broken: Tensor
+    feasible: Tensor
+    exact: Tensor  # whether every local problem was solved globally
+    kkt: Tensor  # the largest relative KKT residual, NaN where no solver has one
+    size: Tensor  # of the smallest success that a minimal-norm search has kept in eta, inf before the first
+
+    def count(self, index: Tensor, spent: tuple[Tensor, Tensor, Tensor]) -> None:
+        """Add forward passes, backward passes and JVPs of some samples."""
+        for total, more in zip((self.forwards, self.backwards, self.jvps), spent, strict=True):
+            total[index] += more
+
+    @classmethod
+    def new(cls, x: Tensor, forwards: int) -> State:
+        """Start at no perturbation, with the forward passes made so far."""
+        flag = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        return cls(
+            eta=torch.zeros_like(x),
+            forwards=count + forwards,
+            backwards=count.clone(),
+            jvps=count.clone(),
+            flat=flag,
+            broken=flag.clone(),
+            feasible=~flag,
+            exact=~flag,
+            kkt=torch.full((len(x),), math.nan, dtype=torch.float64, device=x.device),
+            size=torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device),
+        )
+
+
+@dataclass
+class Batch:
+    """The samples still under attack, without those that are finished."""
+
+    index: Tensor
+    x: Tensor
+    eta: Tensor
+    target: Tensor
+    constraint: ConstraintSet
+    objective: Objective
+    streams: Generators
+    slope: Tensor | None = None  # what a unit of budget gained on each of the objective's pieces when last computed
+    radius: Radius | None = None  # of a minimal-norm search
+    rate: float = 0.0  # how fast the radius moves at the first step
+
+    @classmethod
+    def of(cls, problem: Problem, constraint: ConstraintSet, state: State, streams: Generators, index: Tensor) -> Batch:
+        """Gather what the samples `index` are attacked with."""
+        whole = len(index) == len(problem.x)
+        if whole:
+            return cls(index, problem.x, state.eta, problem.target, constraint, problem.objective, streams)
+        return cls(
+            index,
+            problem.x[index],
+            state.eta[index],
+            problem.target[index],
+            constraint.take(index),
+            problem.objective.take(index),
+            streams.take(index),
+        )
+
+    def take(self, index: Tensor) -> Batch:
+        """Keep some samples."""
+        return Batch(
+            self.index[index],
+            self.x[index],
+            self.eta[index],
+            self.target[index],
+            self.constraint.take(index),
+            self.objective.take(index),
+            self.streams.take(index),
+            None if self.slope is None else self.slope[index],
+            None if self.radius is None else self.radius.take(index),
+            self.rate,
+        )
+
+    def search(self, state: State, rate: float) -> None:
+        """Begin a minimal-norm search: from zero, with what earlier attempts found as the size to beat."""
+        self.radius, self.rate = Radius.of(self.eta, state.size[self.index], rate), rate
+        self.eta = torch.zeros_like(self.eta)
+
+    def start(self, *, boundary: bool) -> Tensor:
+        """Draw a random point of the set, of a minimal-norm search within the size to beat; (B, *S)."""
+        inside = self.constraint
+        if self.radius is not None:
+            inside = inside.with_eps(torch.where(self.radius.found, self.radius.value, 0.0))
+        return inside.sample(self.x, self.streams.fork(0), boundary=boundary)
+
+    def follow(self, radius: Radius, expansion: Expansion, share: float) -> Tensor:
+        """Let the radius follow what was found at the current point and limit the set; return who is done, (B,)."""
+        if expansion.value.shape[1] != 1:
+            raise InputError(
+                "expected an objective of one piece for a search with a shrinking ball, got "
+                f"{expansion.value.shape[1]}; "
+                'use eb.Margin("runner-up") or eb.Ranked(first=eb.Margin("runner-up")).'
+            )
+        success = self.objective.success(expansion.outputs, self.target)
+        value, gradient = expansion.value[:, 0], expansion.gradient[:, 0]
+        radius.follow(self.constraint, self.eta, success, value, gradient, self.rate * share)
+        self.constraint = self.constraint.with_eps(radius.value)
+        return radius.size == 0
+
+    def leave(self, state: State, which: Tensor) -> None:
+        """Write the perturbations of the samples that leave: the point reached, or the smallest success of a search."""
+        index, eta = self.index[which], self.eta[which]
+        if self.radius is not None:
+            best = self.radius.take(which.nonzero()[:, 0])
+            eta = torch.where(expand(best.found, eta), best.eta, eta)
+            state.size[index] = best.size
+        state.eta[index] = eta
+
+    def limited(self, attack: Parts, local: ConstraintSet, share: float) -> ConstraintSet:
+        """Return the set over which one step is solved."""
+        if not attack.formulation.budgeted and self.radius is None:
+            return local.onward(self.eta)
+        if self.radius is not None:
+            return local.scaled(share)
+        return local.step(share, self.eta) if attack.schedule.update == "accumulate" else local.scaled(share)
+
+    def learn(self, piece: Tensor, slope: Tensor) -> None:
+        """Remember the slopes of the pieces that were differentiated."""
+        self.slope = slope if self.slope is None else self.slope.scatter(1, piece, slope)
+
+    def candidates(self, attack: Parts, share: float) -> Callable[[Tensor], Tensor] | None:
+        """Return the rule for the pieces worth differentiating, None while nothing is known of them."""
+        slope, growth = self.slope, getattr(attack.local_model, "growth", math.inf)
+        if slope is None or growth == math.inf:
+            return None
+        # The rule compares sizes; where in the set the sample stands does not matter to it.
+        limited = self.limited(attack, self.constraint, share)
+        return lambda value: attack.formulation.candidates(value, slope, growth, limited, self.x)
+
+
+def place(x: Tensor, eta: Tensor, constraint: ConstraintSet) -> Tensor:
+    """Return x + η, brought back by the rounding error of the addition where it left the bounds."""
+    moved = x + eta
+    if constraint.bounds is None:
+        return moved
+    lo, hi = constraint.bounds
+    if not isinstance(lo, Tensor) and not isinstance(hi, Tensor):
+        return torch.clamp(moved, lo, hi)
+    low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in (lo, hi))
+    return torch.clamp(moved, low, high)

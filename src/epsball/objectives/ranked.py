@@ -1,0 +1,68 @@
+"""One objective an attempt: first an untargeted one, then the margin of one class after another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from torch import Tensor
+
+from epsball.objectives.base import Objective
+from epsball.objectives.classification import CrossEntropy, Margin
+from epsball.validation import check_count
+
+__all__ = ["Ranked"]
+
+
+@dataclass(frozen=True, eq=False)
+class Ranked(Objective):
+    """Raise `first` in the first attempt, then f_l - f_k of one class l an attempt, as the linear model ranks them.
+
+    After the first attempt the margins of the best classes are linearised where it ended, and ordered by what the
+    formulation promises: the largest linearised gain inside the set, or the smallest perturbation to the boundary (r₂
+    of the paper, inside the bounds). classes: how many take part, at most K - 1. Attempts beyond them begin again with
+    `first`, from random points. A success is any wrong prediction, and the gain is that of `Margin`.
+
+    labels: the classes of each sample in their order, (B, C), once known. turn: which objective is raised now.
+    """
+
+    first: Objective = field(default_factory=CrossEntropy)
+    classes: int = 9
+    labels: Tensor | None = None
+    turn: int = 0
+
+    def __post_init__(self) -> None:
+        """Refuse a count that is none."""
+        check_count("classes", self.classes)
+
+    @property
+    def ranking(self) -> Margin:
+        """The objective whose pieces are ranked."""
+        return Margin(self.classes)
+
+    def attempt(self, number: int) -> tuple[Ranked, bool]:
+        """Return the objective of attempt `number`, and whether it begins at a random point."""
+        width = 0 if self.labels is None else self.labels.shape[1]
+        turn = number % (width + 1)
+        return (self if turn == self.turn else replace(self, turn=turn)), number > width
+
+    def ranked(self, labels: Tensor, index: Tensor, batch: int) -> Ranked:
+        """Return the objective with the classes (b, C) of the samples `index` of a batch in their order."""
+        every = labels.new_zeros(batch, labels.shape[1])
+        every[index] = labels
+        return replace(self, labels=every)
+
+    def pieces(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Compute `first`'s pieces, or the margin of the class whose turn it is; (B, C)."""
+        if self.turn == 0 or self.labels is None:
+            return self.first.pieces(outputs, target)
+        label = self.labels[:, self.turn - 1 : self.turn]
+        return outputs.gather(1, label) - outputs.gather(1, target[:, None])
+
+    def gain(self, outputs: Tensor, target: Tensor) -> Tensor:
+        """Compute max_{l≠k} f_l - f_k, (B,), whoever's turn it is."""
+        return Margin().gain(outputs, target)
+
+    def take(self, index: Tensor) -> Self:
+        """Keep the classes of some samples."""
+        return self if self.labels is None else replace(self, labels=self.labels[index])

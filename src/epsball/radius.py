@@ -1,0 +1,61 @@
+"""The radius of a minimal-norm search: it follows the smallest success that each sample has."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from epsball.sets.base import ConstraintSet
+from epsball.tensors import expand
+
+__all__ = ["Radius"]
+
+_LEAST = 0.001  # how far the radius moves at the last steps, as a share of itself
+
+
+@dataclass
+class Radius:
+    """The smallest success η (B, *S) with its size (B,), inf where there is none yet, and the radius (B,)."""
+
+    eta: Tensor
+    size: Tensor
+    value: Tensor
+
+    @classmethod
+    def of(cls, eta: Tensor, size: Tensor, rate: float) -> Radius:
+        """Start from what earlier attempts found."""
+        return cls(eta.clone(), size.clone(), size * (1.0 - 0.5 * rate))
+
+    def take(self, index: Tensor) -> Radius:
+        """Keep some samples."""
+        return Radius(self.eta[index], self.size[index], self.value[index])
+
+    @property
+    def found(self) -> Tensor:
+        """Whether there is a success, (B,) bool."""
+        return self.size.isfinite()
+
+    def offer(self, eta: Tensor, size: Tensor, success: Tensor) -> Tensor:
+        """Keep η where it succeeds and is smaller than what was known; return where, (B,) bool."""
+        # By more than rounding, which differs from batch to batch.
+        smaller = success & (size < self.size * (1.0 - 64.0 * torch.finfo(size.dtype).eps))
+        self.size = torch.where(smaller, size, self.size)
+        self.eta = torch.where(expand(smaller, eta), eta, self.eta)
+        return smaller
+
+    def follow(
+        self, constraint: ConstraintSet, eta: Tensor, success: Tensor, value: Tensor, gradient: Tensor, rate: float
+    ) -> None:
+        """Move the radius after a linearisation at η with this value (B,) and gradient (B, *S) of the gain."""
+        size = constraint.size(eta).to(value.dtype)
+        self.offer(eta, size, success)
+        # Nothing found yet: as far as the linear model says, and never less far than before.
+        floor = 16.0 * torch.finfo(value.dtype).eps * (1.0 + size)
+        reach = (size + constraint.least_size(gradient, -value).to(value.dtype)).clamp_max(1e18) + floor
+        known = torch.where(self.value.isfinite(), self.value, 0.0)
+        rate += _LEAST
+        moved = torch.where(success, torch.minimum(self.value, self.size) * (1.0 - rate), self.value * (1.0 + rate))
+        # Another point as large as the smallest success would be no gain.
+        self.value = torch.where(self.found, moved.minimum(self.size * (1.0 - 0.5 * rate)), reach.maximum(known))

@@ -1,0 +1,170 @@
+"""The attempts of an attack, and the best of them for each sample."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from epsball.batch import Batch, Parts, State, place
+from epsball.certification import certify
+from epsball.iteration import attempt
+from epsball.local_models import Expansion, Linear
+from epsball.objectives import Margin, Objective, Ranked
+from epsball.problem import Problem
+from epsball.result import AttackResult
+from epsball.sets.base import ConstraintSet
+from epsball.tensors import expand
+
+__all__ = ["run"]
+
+
+def run(attack: Parts, problem: Problem, started: float, *, shared: bool) -> AttackResult:
+    """Make the attempts, keep the best of each sample, and certify it."""
+    schedule, formulation = attack.schedule, attack.formulation
+    stops = not problem.transfers and (schedule.stop or ("success" if problem.classifies else "never")) == "success"
+    constraint = attack.constraint.prepare(problem.x)
+    state = State.new(problem.x, problem.clean_forwards)
+    everyone = torch.arange(len(problem.x), device=problem.x.device)
+    # Dither may be automatic, and none for this objective: then a restart would repeat the first attempt.
+    random = schedule.random_start or any(schedule.dithers(problem.classifies)) or not formulation.uses_model
+    if formulation.follows:
+        _search(attack, problem, constraint, state, everyone, shared=shared)
+    elif schedule.restarts == 1 or not (random or isinstance(problem.objective, Ranked)):
+        _one(attack, problem, constraint, state, everyone, 0, stops=stops, shared=shared)
+    else:
+        _best(attack, problem, constraint, state, everyone, stops=stops, shared=shared)
+    return certify(problem, constraint, state, started, budgeted=formulation.budgeted)
+
+
+def _one(
+    attack: Parts,
+    problem: Problem,
+    constraint: ConstraintSet,
+    state: State,
+    active: Tensor,
+    number: int,
+    *,
+    stops: bool,
+    shared: bool,
+) -> None:
+    """Make attempt `number` on some samples, with the objective whose turn it is."""
+    objective, fresh = problem.objective.attempt(number)
+    turned = problem if objective is problem.objective else problem.turned(objective)
+    random = attack.schedule.random_start or fresh
+    attempt(
+        attack, turned, constraint, state, active, number, stops=stops, shared=shared and number == 0, random=random
+    )
+
+
+def _search(
+    attack: Parts, problem: Problem, constraint: ConstraintSet, state: State, everyone: Tensor, *, shared: bool
+) -> None:
+    """Make the attempts of a minimal-norm search, each with the sizes of those before it to beat, and polish."""
+    active = everyone
+    for number in range(attack.schedule.restarts):
+        _one(attack, problem, constraint, state, active, number, stops=False, shared=shared)
+        active = (state.size > 0).nonzero()[:, 0] if number == 0 else active
+        if len(active) == 0:
+            return
+        if number == 0 and attack.schedule.restarts > 1:
+            problem = _ranked(attack, problem, constraint, state, active)
+    for _ in range(attack.formulation.polish):
+        active = _polish(attack, problem, constraint, state, active)
+        if len(active) == 0:
+            return
+
+
+def _best(
+    attack: Parts,
+    problem: Problem,
+    constraint: ConstraintSet,
+    state: State,
+    everyone: Tensor,
+    *,
+    stops: bool,
+    shared: bool,
+) -> None:
+    """Make the attempts of the others, and leave the best perturbation of each sample in the state."""
+    best_eta = torch.zeros_like(state.eta)
+    best_score = problem.x.new_full((len(problem.x),), -torch.inf)
+    best_success = torch.zeros_like(state.flat)
+    best_flags, best_kkt = _flags(state), state.kkt.clone()
+    budgeted = attack.formulation.budgeted
+    active = everyone
+    for restart in range(attack.schedule.restarts):
+        state.eta[active] = 0.0
+        _one(attack, problem, constraint, state, active, restart, stops=stops, shared=shared)
+        placed = place(problem.x[active], state.eta[active], constraint)
+        outputs, objective = problem.outputs(placed), problem.objective.take(active)
+        state.forwards[active] += 1
+        success = objective.success(outputs, problem.target[active])
+        # The larger gain is better within a budget; without one, of the successes the smaller perturbation.
+        score = objective.gain(outputs, problem.target[active]).to(best_score.dtype)
+        if not budgeted:
+            score = torch.where(success, -constraint.take(active).size(state.eta[active]), score)
+        better = (success & ~best_success[active]) | ((success == best_success[active]) & (score > best_score[active]))
+        chosen = active[better]
+        best_eta[chosen], best_score[chosen] = state.eta[chosen], score[better]
+        best_success[chosen] = success[better]
+        best_flags[:, chosen], best_kkt[chosen] = _flags(state)[:, chosen], state.kkt[chosen]
+        state.exact[active], state.kkt[active] = True, torch.nan
+        active = active[~success] if stops and budgeted else active
+        if len(active) == 0:
+            break
+        if restart == 0:
+            problem = _ranked(attack, problem, constraint, state, active)
+    tried = best_score > -torch.inf
+    state.flat, state.broken, state.feasible, state.exact = torch.where(tried, best_flags, _flags(state)).unbind(0)
+    state.eta, state.kkt = best_eta, torch.where(tried, best_kkt, state.kkt)
+
+
+def _flags(state: State) -> Tensor:
+    return torch.stack([state.flat, state.broken, state.feasible, state.exact])
+
+
+def _ranked(attack: Parts, problem: Problem, constraint: ConstraintSet, state: State, active: Tensor) -> Problem:
+    """Order the classes of these samples by the linear model where the first attempt ended."""
+    objective = problem.objective
+    if not isinstance(objective, Ranked):
+        return problem
+    batch = Batch.of(problem, constraint, state, problem.streams, active)
+    expansion = _linearised(problem, objective.ranking, batch, state)
+    order = attack.formulation.rank(expansion.around(batch.eta), batch.constraint, batch.x)
+    labels = objective.ranking.chosen(expansion.outputs, batch.target).gather(1, order)
+    return problem.turned(objective.ranked(labels, active, len(problem.x)))
+
+
+def _polish(attack: Parts, problem: Problem, constraint: ConstraintSet, state: State, active: Tensor) -> Tensor:
+    """Try problem (8) linearised at the smallest successes, solved for the whole η; return who became smaller."""
+    active = active[state.size[active].isfinite()]
+    if len(active) == 0:
+        return active
+    batch = Batch.of(problem, constraint, state, problem.streams, active)
+    objective: Objective = Margin("runner-up") if problem.classifies else batch.objective
+    expansion = _linearised(problem, objective, batch, state)
+    value, gradient = expansion.around(batch.eta).value[:, 0], expansion.gradient[:, 0]
+    # What rounding may hide of the scores is asked for on top, so that the boundary is crossed.
+    floor = 16.0 * torch.finfo(value.dtype).eps * (1.0 + expansion.outputs.flatten(1).abs().amax(1)).to(value.dtype)
+    whole = batch.constraint.smallest(gradient, floor - value, batch.x)
+    best, size = batch.eta, state.size[active]
+    for share in (1.0, 0.5):
+        # Convex sets: on the way from one to the other no size is above the larger.
+        eta = batch.eta + share * (whole - batch.eta)
+        outputs = problem.outputs(place(batch.x, eta, constraint))
+        state.forwards[active] += 1
+        own = batch.constraint.size(eta).to(size.dtype)
+        rounding = 64.0 * torch.finfo(size.dtype).eps
+        smaller = batch.objective.success(outputs, batch.target) & (own < size * (1.0 - rounding))
+        best, size = torch.where(expand(smaller, eta), eta, best), torch.where(smaller, own, size)
+    changed = size < state.size[active]
+    state.eta[active], state.size[active] = best, size
+    return active[changed]
+
+
+def _linearised(problem: Problem, objective: Objective, batch: Batch, state: State) -> Expansion:
+    """Linearise an objective where the samples stand."""
+    point = place(batch.x, batch.eta, batch.constraint)
+    expansion = problem.expand(Linear(), objective, point, batch.target)
+    assert isinstance(expansion, Expansion)
+    state.count(batch.index, expansion.spent())
+    return expansion

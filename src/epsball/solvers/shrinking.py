@@ -1,0 +1,46 @@
+"""The minimal-norm problem as norm-constrained ones over a ball whose radius follows what has been found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from epsball.local_models import Expansion
+from epsball.sets.base import ConstraintSet
+from epsball.solvers.norm_constrained import NormConstrained
+from epsball.tensors import dot
+
+__all__ = ["ShrinkingBall"]
+
+
+@dataclass(frozen=True)
+class ShrinkingBall(NormConstrained):
+    """Solve min_η size(η) subject to gain ≥ 0 by steps that solve problem (5) over a ball of changing radius.
+
+    The radius is the linearised distance to the boundary until a success is found; from then on a little below the
+    smallest success where the current point succeeds, and a little above the current radius where it does not. rate:
+    that little at the first step, as a share of the radius; it falls with the schedule's step sizes. After the steps
+    the smallest success is polished: `polish` times problem (8), linearised there and solved for the whole perturbation
+    inside the bounds, is tried, at its solution and half way to it. On affine models this is exact.
+
+    Every local problem is solved exactly; the search is local, so what it finds is an upper bound of the distance.
+    Sources: the radius as in Rony et al. (2019) and Pintor et al. (2021); problems (5) and (8) of the paper.
+    """
+
+    rate: float = 0.3
+    polish: int = 2
+    budgeted = False
+    follows = True
+
+    def rank(self, expansion: Expansion, constraint: ConstraintSet, x: Tensor) -> Tensor:
+        """Order the pieces by the smallest perturbation that brings each to zero inside the bounds; (B, C)."""
+        sizes = []
+        for value, gradient in zip(expansion.value.unbind(1), expansion.gradient.unbind(1), strict=True):
+            eta = constraint.smallest(gradient, -value, x)
+            missing = (-value - dot(gradient, eta)).to(value.dtype)
+            # Pieces that the whole box cannot bring to zero come last, the nearest to zero first.
+            within = missing <= 1e-3 * value.abs()
+            sizes.append(torch.where(within, constraint.size(eta).to(value.dtype), missing.abs() + 1e18))
+        return torch.stack(sizes, 1).argsort(dim=1, stable=True)
