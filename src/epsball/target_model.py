@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from epsball.errors import InputError
 from epsball.validation import check_callable
 
-__all__ = ["TargetModel"]
+__all__ = ["TargetModel", "describe_outputs"]
 
 Selector = str | int | Callable[[Any], Tensor]
 
@@ -41,10 +41,10 @@ class TargetModel:
     def __call__(self, x: Tensor) -> Tensor:
         """Compute the selected outputs, (B, *O)."""
         outputs = self.model(x.clone())  # a model may change its input in place
-        selected = outputs if self.selector is None else self._select(outputs)
+        selected = outputs if self.selector is None else self.select(outputs)
         if not isinstance(selected, Tensor):
             raise InputError(
-                f"expected the model to return a tensor, got {_describe(outputs)}; pick one with "
+                f"expected the model to return a tensor, got {describe_outputs(outputs)}; pick one with "
                 "eb.TargetModel(model, selector=key, index or function)."
             )
         if selected.shape[:1] != x.shape[:1]:
@@ -90,7 +90,8 @@ class TargetModel:
             return [self.model]
         return list(dict.fromkeys(_held(self.model, 3)))
 
-    def _select(self, outputs: Any) -> Any:
+    def select(self, outputs: Any) -> Any:
+        """Return what the selector picks from a model's outputs; InputError, with what there is, if it is not there."""
         if callable(self.selector):
             return self.selector(outputs)
         try:
@@ -99,7 +100,7 @@ class TargetModel:
             return outputs[self.selector]
         except (KeyError, IndexError, AttributeError, TypeError) as error:
             raise InputError(
-                f"selector {self.selector!r} does not fit the model's output, {_describe(outputs)}."
+                f"selector {self.selector!r} does not fit the model's output, {describe_outputs(outputs)}."
             ) from error
 
 
@@ -130,7 +131,7 @@ def _filled(cell: Any) -> bool:
         return False
 
 
-def _describe(outputs: Any) -> str:
+def describe_outputs(outputs: Any) -> str:
     """Say what a model returned, with the keys or the length from which a selector can be chosen."""
     if isinstance(outputs, dict):
         return f"a dict with keys {', '.join(map(repr, outputs))}"

@@ -43,13 +43,23 @@ def _attacks() -> Catalogue:
     return "attacks", ("name", "what it does", "task", "p", "steps", "needs eps", "reference"), rows
 
 
+_OWN_MODELS = (
+    ("file.py:factory", "a network of your own, or package.module:factory; the code is run"),
+    ("FILE.pt2", "a program of torch.export.save"),
+    ("FILE.onnx", "an ONNX file (pip install 'epsball[onnx]')"),
+    ("timm:NAME", "a network of timm (pip install 'epsball[timm]')"),
+)
+
+
 def _networks() -> Catalogue:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name in networks.names():
         spec = networks.spec(name)
         weights = "come with epsball" if networks.shipped(name).is_file() else "train them"
         error = error_text(name, networks.card(name)) if networks.shipped(name).is_file() else "–"
         rows.append((name, spec.summary, spec.task, spec.data, weights, error, spec.reference))
+    for form, what in _OWN_MODELS:
+        rows.append((form, what, "either", "yours", "yours", "–", "docs/models.md"))
     return "networks", ("name", "what it is", "task", "data", "weights", "test error", "reference"), rows
 
 
@@ -63,6 +73,11 @@ def error_text(network: str, card: dict[str, Any]) -> str:
 def _datasets() -> Catalogue:
     rows = [(name, data.entry(name).summary, ", ".join(data.entry(name).splits)) for name in data.names()]
     rows.append(
-        ("PATH", "a folder of images (sub-folders are classes), an .npz with x and y, or a .pt file", "as it is")
+        (
+            "PATH or URL",
+            "a folder of images (sub-folders are classes), an .npz or .pt with x and y, or .parquet files",
+            "as it is",
+        )
     )
+    rows.append(("file.py:factory", "Python that gives (x, y) or a Dataset; it is run", "as it is"))
     return "data sets", ("name", "what it is", "splits"), rows

@@ -11,6 +11,7 @@ import typer
 from typer.core import TyperGroup
 
 from epsball.errors import EpsballWarning, InputError
+from epsball.report.text import printable
 
 __all__ = ["OneLineGroup"]
 
@@ -58,14 +59,14 @@ class OneLineGroup(TyperGroup):
 
 
 def _say(message: str, code: int) -> int:
-    print(f"epsball: {' '.join(message.split())}", file=sys.stderr)
+    print(f"epsball: {' '.join(printable(message).split())}", file=sys.stderr)
     return code
 
 
 def _one_line_warning(default: Any) -> Any:
     def show(message: Any, category: type[Warning], *rest: Any, **named: Any) -> None:
         if issubclass(category, EpsballWarning):
-            print(f"epsball: warning: {' '.join(str(message).split())}", file=sys.stderr)
+            print(f"epsball: warning: {' '.join(printable(message).split())}", file=sys.stderr)
         else:
             default(message, category, *rest, **named)
 

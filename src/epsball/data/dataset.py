@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from epsball.data.skipping import Skipped
 from epsball.errors import InputError
 
 __all__ = ["Dataset", "digest_of"]
@@ -36,6 +37,8 @@ class Dataset:
     source   for people: where the samples come from, how many of how many
     digest   sha256 of the bytes of x and target, see `digest_of`
     ids      (N,) int64, the position of each sample in the official order
+    skipped  samples that could not be read and were left out, where that was asked for
+    total    how many samples there are in all, with those beyond a limit and those left out; None: not known
     """
 
     name: str
@@ -47,6 +50,8 @@ class Dataset:
     source: str
     digest: str
     ids: torch.Tensor
+    skipped: tuple[Skipped, ...] = ()
+    total: int | None = None
 
     @classmethod
     def of(
@@ -60,11 +65,13 @@ class Dataset:
         classes: tuple[str, ...] | None = None,
         bounds: tuple[float, float] | None = None,
         ids: torch.Tensor | None = None,
+        skipped: tuple[Skipped, ...] = (),
+        total: int | None = None,
     ) -> Dataset:
         """Build a set with its digest; without `ids` the samples are in the official order from the first on."""
         if ids is None:
             ids = torch.arange(len(x))
-        return cls(name, x, target, classes, bounds, split, source, digest_of(x, target), ids)
+        return cls(name, x, target, classes, bounds, split, source, digest_of(x, target), ids, skipped, total)
 
     def __len__(self) -> int:
         return len(self.x)
@@ -112,4 +119,6 @@ class Dataset:
             classes=self.classes,
             bounds=self.bounds,
             ids=self.ids[index],
+            skipped=self.skipped,
+            total=self.total,
         )

@@ -2,141 +2,118 @@
 
 from __future__ import annotations
 
-import warnings
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import BinaryIO, cast
 
-import numpy as np
 import torch
 
-from epsball.data.checks import check_memory
 from epsball.data.dataset import Dataset
-from epsball.data.optional import require
+from epsball.data.images import read_images
+from epsball.data.remote import Location
+from epsball.data.skipping import Skipper
 from epsball.errors import InputError
 
 __all__ = ["load"]
 
-# Named, because Pillow would otherwise also try formats that start other programs.
-FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM")
 
-
-def load(path: Path, split: str, limit: int | None = None) -> Dataset:
+def load(path: Location, split: str, limit: int | None = None, *, skip_bad: bool = False) -> Dataset:
     """Return the images of a folder, (N, C, H, W) in [0, 1], in sorted order; C is 1 for grey and 3 for RGB.
 
     With sub-folders, their sorted names are the classes and the targets their indices; sub-folders named exactly
     `train` and `test` are splits, each laid out in the same way. Hidden files are skipped; every other file must be
     an 8-bit image of the same size as the first. Pixels are taken as stored: no resizing, no rotation. `limit` reads
     only the first images.
+
+    skip_bad: files that are no such images, that differ in size or channels from most, that are links out of the
+    folder or in the wrong place, are left out and listed in `Dataset.skipped`; `ids` are positions among all files.
     """
-    root = path.resolve()
+    root = path.resolve() if isinstance(path, Path) else None
+    skipper = Skipper(skip_bad)
     base, chosen = path, "all"
-    if sorted(entry.name for entry in _entries(path, root)) == ["test", "train"] and (path / "train").is_dir():
+    # What is wrong with an entry of a split is said when the split is read.
+    if sorted(entry.name for entry in _visible(path)) == ["test", "train"] and (path / "train").is_dir():
         base, chosen = path / split, split
-    files, labels, classes = _list(base, root)
+        _inside(base, root, Skipper())
+    files, labels, classes = _list(base, root, skipper)
     count = len(files)
-    x = _read(files[:limit])
-    target = torch.tensor(labels[:limit], dtype=torch.int64) if classes else None
-    source = f"{base}: {len(x):,} of {count:,} images"
-    return Dataset.of(str(path), x, target, split=chosen, source=source, classes=classes, bounds=(0.0, 1.0))
+    chosen_files = files[:limit]
+    opened = ((str(file), cast(Callable[[], BinaryIO], partial(file.open, "rb"))) for file in chosen_files)
+    x, places = read_images(opened, len(chosen_files), skipper)
+    target = torch.tensor([labels[place] for place in places], dtype=torch.int64) if classes else None
+    return Dataset.of(
+        str(path),
+        x,
+        target,
+        split=chosen,
+        source=f"{base}: {len(x):,} of {count:,} images{skipper.said}",
+        classes=classes,
+        bounds=(0.0, 1.0),
+        ids=torch.tensor(places, dtype=torch.int64),
+        skipped=tuple(skipper.found),
+        total=count,
+    )
 
 
-def _entries(folder: Path, root: Path) -> list[Path]:
-    """List a folder in sorted order, without hidden entries, refusing links that lead out of the root."""
+def _visible(folder: Location) -> list[Location]:
+    """List a folder in sorted order, without hidden entries."""
     try:
-        visible = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
+        visible: list[Location] = [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
     except OSError as error:
         raise InputError(f"{folder}: the folder cannot be listed ({error.strerror or error}).") from error
-    found = sorted(visible, key=lambda entry: entry.name)
-    for entry in found:
-        try:
-            inside = entry.resolve(strict=True).is_relative_to(root)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"{entry}: a link that leads nowhere; remove it.") from error
-        if not inside:
-            raise InputError(f"{entry}: a link that leads out of {root}; copy the file into the folder instead.")
-    return found
+    return sorted(visible, key=lambda entry: entry.name)
 
 
-def _list(base: Path, root: Path) -> tuple[list[Path], list[int], tuple[str, ...] | None]:
-    entries = _entries(base, root)
+def _inside(entry: Location, root: Path | None, skipper: Skipper) -> bool:
+    """Tell whether an entry stays within the root; refuse a link that does not."""
+    if not isinstance(entry, Path) or root is None:
+        return True  # object storage has no links
+    try:
+        inside = entry.resolve(strict=True).is_relative_to(root)
+    except (OSError, RuntimeError):
+        skipper.refuse(str(entry), "a link that leads nowhere", "remove it")
+        return False
+    if not inside:
+        skipper.refuse(str(entry), f"a link that leads out of {root}", "copy the file into the folder instead")
+    return inside
+
+
+def _entries(folder: Location, root: Path | None, skipper: Skipper) -> list[Location]:
+    return [entry for entry in _visible(folder) if _inside(entry, root, skipper)]
+
+
+def _files(entries: list[Location], skipper: Skipper) -> list[Location]:
+    """Keep regular files: reading a pipe or a device may never end."""
+    special = [entry for entry in entries if isinstance(entry, Path) and not entry.is_file()]
+    for entry in special:
+        skipper.refuse(str(entry), "not a regular file", "remove it")
+    return [entry for entry in entries if entry not in special]
+
+
+def _list(
+    base: Location, root: Path | None, skipper: Skipper
+) -> tuple[list[Location], list[int], tuple[str, ...] | None]:
+    entries = _entries(base, root, skipper)
     folders = [entry for entry in entries if entry.is_dir()]
-    if not entries:
+    if not entries and not skipper.found:
         raise InputError(f"{base}: the folder holds no images.")
     if not folders:
-        return entries, [0] * len(entries), None
-    if len(folders) != len(entries):
-        stray = next(entry for entry in entries if not entry.is_dir())
-        raise InputError(f"{base}: holds class sub-folders and also the file {stray.name}; move it into one of them.")
-    files: list[Path] = []
+        return _files(entries, skipper), [0] * len(entries), None
+    for stray in (entry for entry in entries if entry not in folders):
+        skipper.refuse(
+            str(stray), f"{base} holds class sub-folders and also the file {stray.name}", "move it into one of them"
+        )
+    files: list[Location] = []
     labels: list[int] = []
     for label, folder in enumerate(folders):
-        members = _entries(folder, root)
-        nested = next((member for member in members if member.is_dir()), None)
-        if nested is not None:
-            raise InputError(f"{nested}: a folder inside the class folder {folder.name}; one level is read.")
-        if not members:
+        members = _entries(folder, root, skipper)
+        nested = [member for member in members if member.is_dir()]
+        for member in nested:
+            skipper.refuse(str(member), f"a folder inside the class folder {folder.name}", "one level is read: move it")
+        if not members and not skipper.found:
             raise InputError(f"{folder}: the class folder holds no images; remove it or fill it.")
-        files += members
-        labels += [label] * len(members)
+        images = _files([member for member in members if member not in nested], skipper)
+        files += images
+        labels += [label] * len(images)
     return files, labels, tuple(folder.name for folder in folders)
-
-
-def _read(files: list[Path]) -> torch.Tensor:
-    image_module = require("PIL.Image", "pillow", "reading a folder of images")
-    first = _pixels(files[0], image_module)
-    check_memory(first.nbytes * 4 * len(files), f"{len(files)} images of {_say(first)}")
-    x = np.empty((len(files), *first.shape), dtype=np.float32)
-    for row, file in enumerate(files):
-        pixels = first if row == 0 else _pixels(file, image_module)
-        if pixels.shape != first.shape:
-            raise InputError(
-                f"all images must agree in size and channels: {files[0]} is {_say(first)}, {file} is {_say(pixels)}; "
-                "resize or convert them first."
-            )
-        x[row] = pixels
-    return torch.from_numpy(x).div_(255.0)
-
-
-def _say(pixels: np.ndarray[Any, Any]) -> str:
-    channels, height, width = pixels.shape
-    return f"{width} x {height} {'grey' if channels == 1 else 'RGB'}"
-
-
-def _pixels(file: Path, image_module: Any) -> np.ndarray[Any, Any]:
-    """Return one image as (C, H, W) uint8."""
-    bomb = (image_module.DecompressionBombWarning, image_module.DecompressionBombError)
-    try:
-        with warnings.catch_warnings():
-            # Pillow only warns where an image is up to twice its limit.
-            warnings.simplefilter("error", image_module.DecompressionBombWarning)
-            with image_module.open(file, formats=FORMATS) as image:
-                if getattr(image, "n_frames", 1) != 1:
-                    raise InputError(f"{file}: holds {image.n_frames} frames, expected one image.")
-                array = np.asarray(_grey_or_rgb(image, file))
-    except bomb as error:
-        raise InputError(f"{file}: too many pixels, it may be a decompression bomb ({error}).") from error
-    except InputError:
-        raise
-    except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more
-        reason = "not an image of a known format" if _unknown(error, image_module) else str(error)
-        raise InputError(
-            f"{file}: cannot be read as an image ({reason}); the folder must hold {', '.join(FORMATS)} images only."
-        ) from error
-    return array[None] if array.ndim == 2 else np.moveaxis(array, 2, 0)
-
-
-def _unknown(error: Exception, image_module: Any) -> bool:
-    return isinstance(error, image_module.UnidentifiedImageError)
-
-
-def _grey_or_rgb(image: Any, file: Path) -> Any:
-    """Convert to 8-bit grey or RGB where that loses nothing, and refuse the rest."""
-    if image.mode in ("L", "RGB"):
-        return image
-    if image.mode == "1":
-        return image.convert("L")
-    if image.mode == "P" and "transparency" not in image.info:
-        return image.convert("RGB")
-    if image.mode in ("LA", "RGBA") and image.getchannel("A").getextrema()[0] == 255:
-        return image.convert(image.mode[:-1])
-    raise InputError(f"{file}: expected 8-bit grey or RGB without transparency, got mode {image.mode}; convert it.")

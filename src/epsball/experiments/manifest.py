@@ -54,6 +54,7 @@ def manifest(
             "shape": list(dataset.x.shape[1:]),
             "bounds": _pair(dataset.bounds),
             "classes": None if dataset.classes is None else list(dataset.classes),
+            "skipped": [{"file": bad.file, "reason": bad.reason} for bad in dataset.skipped],
         },
         "attacks": [_attack(name, attack) for name, attack in plan.attacks.items()],
         "p": _number(config.p),
@@ -68,7 +69,7 @@ def manifest(
         "seconds": round(seconds, 3),
         "versions": _versions(),
         "statuses": _statuses(plan, chunks),
-        "warnings": warnings_of(plan, chunks),
+        "warnings": [*warnings_of(plan, chunks), *_left_out(plan)],
         "configuration": config.to_dict(),
     }
     if plan.surrogates:
@@ -100,6 +101,32 @@ def _question(plan: Plan) -> str:
         f"Of those of {samples} that {config.model} classifies correctly, what share is misclassified after a "
         f"perturbation of at most eps in the l{order} norm{inside.rstrip(',')}?"
     )
+
+
+def _left_out(plan: Plan) -> list[dict[str, str]]:
+    """Warn of samples that could not be read, and of weights that nobody trained."""
+    skipped, found = plan.dataset.skipped, []
+    if skipped:
+        shown = [f"{bad.file} ({bad.reason})" for bad in skipped[:3]]
+        more = f" and {len(skipped) - 3:,} more" if len(skipped) > 3 else ""
+        found.append(
+            {
+                "kind": "skipped",
+                "seen": f"{len(skipped):,} samples could not be read and were left out: {'; '.join(shown)}{more}.",
+                "means": "All figures are of the samples that remain.",
+                "next": "All are listed with their reasons under data.skipped in manifest.json: repair or remove them.",
+            }
+        )
+    if "random weights" in str(plan.model.details.get("kind", "")):
+        found.append(
+            {
+                "kind": "random-weights",
+                "seen": f"{plan.config.model} has random weights.",
+                "means": "The figures say nothing of a trained model.",
+                "next": "Give your own with --weights FILE, or timm's with --weights pretrained.",
+            }
+        )
+    return found
 
 
 def _clean(plan: Plan, work: Work) -> dict[str, Any]:

@@ -49,8 +49,9 @@ def _regression(plan: Plan) -> tuple[Tensor, Regression]:
     """Return the reference outputs, and how far the model is from them without a perturbation."""
     output = _each(plan, partial(model_outputs, plan.model.module))
     target = output if plan.target is None else plan.target
-    # Outputs in the space of x, such as an autoencoder's, have its range; of others only the values are known.
-    peak = plan.peak if target.shape == plan.x.shape else value_range(target)
+    # Images made of images, and outputs in the space of x, have its range; of others only the values are known.
+    image = target.shape == plan.x.shape or plan.config.spec.maps is not None
+    peak = plan.peak if image else value_range(target)
     found = Regression(
         given=plan.target is not None,
         output=output,
