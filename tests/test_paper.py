@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -124,6 +125,26 @@ def test_figure3_writes_rows_curves_and_verdicts(tmp_path):
 
 
 @needs_mnist
+def test_a_classifier_that_gets_nothing_right_has_no_fooling_ratio(tmp_path, monkeypatch):
+    from importlib import import_module
+
+    from epsball.networks.storage import save
+
+    figure3, sample = import_module("epsball.experiments.paper.figure3"), data.load("mnist", limit=2)
+    monkeypatch.setattr(figure3, "METHODS", {"fgsm": {}})
+    monkeypatch.setattr(figure3, "CLAIMS", ())
+    fresh = (networks.build("mnist-fcnn", seed).eval() for seed in range(100))
+    wrong = next(model for model in fresh if not (model(sample.x).argmax(1) == sample.target).any())
+    save(wrong, {"summary": "untrained"}, tmp_path / "wrong.safetensors")
+    weights = {"mnist-fcnn": str(tmp_path / "wrong.safetensors")}
+    text = paper.figure3(paper.Setting(tmp_path / "out", limit=2, panels="a", weights=weights))
+    record = json.loads((tmp_path / "out" / "figure3.json").read_text())
+    assert (record["panels"], record["none_correct"], record["left_out"]) == ([], ["mnist-fcnn"], [])
+    assert "none of the images is classified correctly: mnist-fcnn" in text
+    assert not columns(tmp_path / "out" / "results.parquet")["correct"].any()
+
+
+@needs_mnist
 def test_figure1_examples_are_fooled(tmp_path):
     paper.figure1(paper.Setting(tmp_path, limit=300, panels="a"))
     (panel,) = json.loads((tmp_path / "figure1.json").read_text())["panels"]
@@ -150,7 +171,7 @@ def test_regression_claims_are_judged_by_paired_differences():
         "quadratic-l2": base.expand(2, -1) - 1.8 + noise,
         "quadratic-l2-10": base.expand(2, -1) - 1.8 + noise,
     }
-    rows = {row["text"]: row for row in judge_panel("a", outs, {"linear-l2-1": "random-l2"}, base)}
+    rows = {row["text"]: row for row in judge_panel("a", [40.0, 10.0], outs, {"linear-l2-1": "random-l2"})}
     iterating = rows["iterating lowers the output PSNR (10 steps)"]
     # The images differ by far more than the methods: only differences on the same image can tell.
     assert "holds at 1 of 2 points, reversed at 1, undecided at 0" in iterating["sentence"]
@@ -171,14 +192,178 @@ def test_paired_mean_against_scipy():
     assert (mean - low, high - mean) == pytest.approx((spread, spread), rel=1e-6)
 
 
+def pixel_rows(loss: list[float], beyond: float = 2.0) -> dict[str, dict]:
+    """What is said of panel (c) where one pixel costs so many dB at each ε, and 100 cost `beyond` more than noise."""
+    generator = torch.Generator().manual_seed(0)
+    clean = 29.0 + 3.0 * torch.randn(400, generator=generator)
+    spread = 0.1 * torch.randn(len(loss), 400, generator=generator)
+    attacked = clean - torch.tensor(loss)[:, None] + spread
+    outs = {"random-pixel-1": attacked + 0.05, "linear-pixel-1": attacked}
+    outs |= {"random-pixel-100": attacked - 4.0, "linear-pixel-100": attacked - 4.0 - beyond}
+    at = [0.1 * (i + 1) for i in range(len(loss))]
+    return {"one" if "single" in row["text"] else "many": row for row in judge_panel("c", at, outs, {}, clean=clean)}
+
+
+def test_a_single_pixel_is_stood_only_where_it_is_at_every_eps():
+    row = pixel_rows([0.2, 0.5, 0.8, 1.0, 1.5])["one"]
+    assert (row["holds"], row["reversed"], row["extent"]) == (3, 1, "all")
+    assert row["sentence"].startswith("at most 1 dB lost for ε up to 0.3; holds at 3 of 5 points, reversed at 1")
+    assert "at ε = 0.5 -1.5" in row["sentence"]
+    assert "lost on 100 % of the images" in row["sentence"]
+    assert pixel_rows([0.2, 0.4])["one"]["holds"] == 2
+    assert "at most 1 dB lost at no ε" in pixel_rows([1.2, 1.4])["one"]["sentence"]
+
+
+def test_many_pixels_are_judged_beyond_random_ones():
+    # 4 dB are lost to random pixels too, which says nothing of the attack.
+    assert pixel_rows([0.2, 0.5], beyond=1.5)["many"]["holds"] == 2
+    assert pixel_rows([0.2, 0.5], beyond=0.5)["many"]["reversed"] == 2
+
+
+def colorization_rows(drop: list[float]) -> dict[str, dict]:
+    """What is said of panel (d) where 20 steps take off so many dB against one at each point, random 2 dB less."""
+    generator = torch.Generator().manual_seed(0)
+    once = 30.0 + torch.randn(len(drop), 60, generator=generator)
+    twenty = once - torch.tensor(drop)[:, None] + 0.2 * torch.randn(len(drop), 60, generator=generator)
+    outs = {"random-linf": once + 2.0, "linear-linf-1": once, "linear-linf-10": twenty + 0.5, "linear-linf-20": twenty}
+    ins = {"linear-linf-20": torch.full_like(once, 26.0)}
+    at = [40.0 - 10.0 * i for i in range(len(drop))]
+    rows = judge_panel("d", at, outs, {"linear-linf-20": "random-linf"}, ins=ins)
+    return {row["text"]: row for row in rows}
+
+
+def test_the_colorization_loses_ten_decibels_where_one_point_says_so():
+    rows = colorization_rows([3.0, 11.0, 8.5])
+    off = rows["iterating takes more than 10 dB off at some input PSNR (linear-linf-20 against linear-linf-1)"]
+    assert (off["holds"], off["reversed"], off["extent"], off["source"]) == (1, 2, "some", "section 6.2")
+    assert off["sentence"].startswith("most at an input PSNR of 30 dB, -11.0")
+    beyond = rows["iterating takes more than 10 dB off at some input PSNR (linear-linf-20 against random-linf)"]
+    assert (beyond["holds"], beyond["reversed"]) == (2, 1)
+    # 30 - 3 is above the input's 26 dB, 30 - 11 and 30 - 8.5 are below.
+    (unstable,) = [row for text, row in rows.items() if "unstable" in text]
+    assert (unstable["holds"], unstable["reversed"]) == (2, 1)
+    assert rows["iterating lowers it further (20 steps)"]["holds"] == 3
+
+
+def test_a_point_picked_after_a_look_at_all_has_a_wider_interval():
+    from scipy import stats
+
+    first, second = (torch.from_numpy(v) for v in np.random.default_rng(1).normal(size=(2, 30)))
+    mean, low, high = paired_mean(first, second, choices=7)
+    spread = stats.norm.ppf(1.0 - 0.05 / 2 / 7) * stats.sem(first - second)
+    assert (mean - low, high - mean) == pytest.approx((spread, spread), rel=1e-6)
+
+
+def test_one_image_has_no_interval_and_the_record_is_still_json():
+    outs = {name: torch.full((2, 1), 20.0) for name in PANELS[3].methods}
+    rows = judge_panel("d", [40.0, 10.0], outs, PANELS[3].baselines, ins=outs)
+    assert all(row["low"] == [None, None] and row["holds"] == row["reversed"] == 0 for row in rows)
+    json.dumps(rows, allow_nan=False)
+
+
 def test_panels_budgets_leave_the_input_psnr_of_the_axis():
-    for panel in PANELS[:2]:
+    for panel in (panel for panel in PANELS if panel.axis == "psnr"):
         eps = panel.eps(784)
         assert eps == sorted(eps)
         for budget, decibel in zip(eps, panel.at(), strict=True):
             step = torch.full((1, 784), budget / (784**0.5 if panel.p == 2.0 else 1.0), dtype=torch.float64)
             assert float(eb.psnr(torch.zeros_like(step), step)) == pytest.approx(decibel)
     assert PANELS[2].eps(3072) == list(PANELS[2].grid)
+
+
+def test_the_colorization_panel_is_the_papers():
+    panel = PANELS[3]
+    assert (panel.network, panel.data, panel.p) == ("stl10-colorization", "stl10", math.inf)
+    assert list(panel.methods) == ["random-linf", "linear-linf-1", "linear-linf-10", "linear-linf-20"]
+    assert panel.grid == (10.0, 15.0, 20.0, 25.0, 30.0, 35.0, 40.0)
+    assert [panel.images(limit) for limit in (None, 4, 256)] == [40, 4, 40]
+    assert [PANELS[0].images(limit) for limit in (None, 4)] == [1000, 4]
+
+
+# ------------------------------------------------------------------------------------------------------- colorization
+
+
+@pytest.fixture(scope="module")
+def colorization(tmp_path_factory) -> str:
+    """Untrained weights, the last convolution scaled so that colours are seen, and move."""
+    from epsball.networks.storage import save
+
+    model = networks.build("stl10-colorization")
+    with torch.no_grad():
+        [module for module in model.chroma.decoder if isinstance(module, torch.nn.Conv2d)][-1].weight *= 30.0
+    path = tmp_path_factory.mktemp("colorization") / "untrained.safetensors"
+    save(model, {"summary": "untrained"}, path)
+    return str(path)
+
+
+def images_of_stl10(ids) -> torch.Tensor:
+    """The grey images, by scikit-image: those whose L* is that of the colours."""
+    color = pytest.importorskip("skimage.color")
+    pixels = data.load("stl10").x[torch.as_tensor(ids)].permute(0, 2, 3, 1).double().numpy()
+    lab = color.rgb2lab(pixels)
+    lab[..., 1:] = 0.0
+    return torch.from_numpy(color.lab2rgb(lab)[..., :1]).permute(0, 3, 1, 2)
+
+
+def decibels(reference: torch.Tensor, changed: torch.Tensor) -> np.ndarray:
+    error = (changed - reference).detach().double().numpy().reshape(len(reference), -1)
+    return -10.0 * np.log10((error**2).mean(1))
+
+
+@needs_mnist
+@pytest.mark.slow
+def test_figure4d_measures_how_far_the_colours_move(tmp_path, monkeypatch, colorization):
+    from importlib import import_module
+
+    figure4 = import_module("epsball.experiments.paper.figure4")
+    few = {name: PANELS[3].methods[name] for name in ("random-linf", "linear-linf-1")}
+    short = replace(PANELS[3], grid=(20.0,), methods=few, baselines={"linear-linf-1": "random-linf"})
+    monkeypatch.setattr(figure4, "PANELS", (short,))
+    monkeypatch.setattr(figure4, "judge_panel", lambda *_, **__: [])
+    setting = paper.Setting(tmp_path, limit=2, panels="d", weights={"stl10-colorization": colorization})
+    paper.figure4(setting)
+    (panel,) = json.loads((tmp_path / "figure4.json").read_text())["panels"]
+    assert (panel["reference"], panel["clean"], panel["count"]) == ("output", None, 2)
+    model = networks.load("stl10-colorization", colorization)
+    for method in few:
+        part = columns(tmp_path / "results.parquet", attack=method)
+        ids = torch.from_numpy(part["sample_id"])
+        x, _ = networks.spec("stl10-colorization").pairs(data.load("stl10").x[ids])
+        torch.testing.assert_close(x.double(), images_of_stl10(ids), atol=2e-4, rtol=0)
+        # Without a target the attack itself takes y := f(x).
+        attack = eb.recipe(method.replace("linear-linf", "linear-lp"), p=math.inf, eps=0.1)
+        result = attack(model, x, None, seed=0, sample_id=ids)
+        assert part["psnr_in"] == pytest.approx(decibels(x, result.perturbed), abs=0.01)
+        assert part["psnr_out"] == pytest.approx(decibels(model(x), model(result.perturbed)), abs=0.05)
+    assert part["psnr_out"].mean() < columns(tmp_path / "results.parquet", attack="random-linf")["psnr_out"].mean()
+    assert (tmp_path / "figures" / "figure4.png").stat().st_size > 10_000
+
+
+@needs_mnist
+@pytest.mark.slow
+def test_figure2c_shows_grey_images_and_colours(tmp_path, colorization):
+    paper.figure2(paper.Setting(tmp_path, limit=1, panels="c", weights={"stl10-colorization": colorization}))
+    (panel,) = json.loads((tmp_path / "figure2.json").read_text())["panels"]
+    shown = {name: {k: torch.tensor(v) for k, v in pictures.items()} for name, pictures in panel["shown"].items()}
+    original = shown["original"]
+    assert original["input"].shape == (1, 1, 96, 96)
+    torch.testing.assert_close(original["input"].double(), images_of_stl10(panel["sample_id"]), atol=2e-4, rtol=0)
+    model = networks.load("stl10-colorization", colorization)
+    assert original["psnr_out"].numel() == original["psnr_in"].numel() == 0
+    for name in ("adversarial", "noisy"):
+        torch.testing.assert_close(model(shown[name]["input"]).detach(), shown[name]["output"], rtol=1e-4, atol=1e-4)
+        assert float((shown[name]["input"] - original["input"]).abs().max()) <= 0.01 + 1e-6
+        expected = decibels(original["output"], shown[name]["output"])
+        assert shown[name]["psnr_out"].numpy() == pytest.approx(expected, abs=0.01)
+    assert float(shown["adversarial"]["psnr_out"]) < float(shown["noisy"]["psnr_out"]) - 3.0
+    assert (tmp_path / "figures" / "figure2c.png").stat().st_size > 10_000
+
+
+def test_a_colorization_without_weights_is_left_out_not_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "shipped", lambda name: tmp_path / f"{name}.safetensors")
+    assert not PANELS[3].can_be_made(paper.Setting(tmp_path))
+    assert PANELS[2].can_be_made(paper.Setting(tmp_path))
+    assert PANELS[3].can_be_made(paper.Setting(tmp_path, weights={"stl10-colorization": "given"}))
 
 
 @needs_mnist
@@ -226,7 +411,7 @@ def test_weights_and_panels_of_the_command_line_are_checked(tmp_path):
 
     for arguments, message in (
         (["--weights", "cifar10-autoencoder"], "expected --weights NETWORK=FILE"),
-        (["--panels", "ax"], "expected --panels as letters of 'abc'"),
+        (["--panels", "ax"], "expected --panels as letters of 'abcd'"),
     ):
         found = CliRunner().invoke(app, ["paper", "figure4", "--out", str(tmp_path / "out"), *arguments])
         assert found.exit_code == 2

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from epsball import networks
+from epsball import data, networks
 from epsball.errors import InputError
 from epsball.experiments import paper
 from epsball.experiments.paper.parts import Part, Parts
@@ -232,6 +232,59 @@ def test_verdicts(holds: int, reversed_: int, points: int, verdict: str) -> None
     assert Judged("a", "unbounded", holds, reversed_, points, "").verdict == verdict
 
 
+@pytest.mark.parametrize(
+    ("extent", "holds", "reversed_", "points", "verdict"),
+    [
+        ("all", 7, 0, 7, "holds"),
+        ("all", 6, 0, 7, "holds in part"),
+        ("all", 1, 6, 7, "holds in part"),
+        ("all", 0, 4, 7, "does not hold"),
+        ("all", 0, 3, 7, "undecided"),
+        ("some", 1, 6, 7, "holds"),
+        ("some", 0, 7, 7, "does not hold"),
+        ("some", 0, 6, 7, "undecided"),
+        ("some", 0, 0, 0, "undecided"),
+    ],
+)
+def test_verdicts_on_every_point_and_on_some(
+    extent: str, holds: int, reversed_: int, points: int, verdict: str
+) -> None:
+    judged = Judged("c", "unbounded", holds, reversed_, points, "up to ε = 0.4", extent)
+    assert judged.verdict == verdict
+    assert judged.where == "up to ε = 0.4"
+    assert Judged("c", "unbounded", 4, 2, 7, "").where == "4 of 7, the reverse at 2"
+
+
+def test_what_is_said_of_single_pixels_says_up_to_which_eps(tmp_path: Path) -> None:
+    record = hand_made(tmp_path)
+    pixel = claim("the autoencoder stands a single pixel", 4, 0, "section 6.2")
+    pixel |= {"extent": "all", "difference": [0.0] * 7, "sentence": "at most 1 dB lost for ε up to 0.4"}
+    record["figure4"]["panels"][0]["claims"] = [pixel]
+    (found,) = [s for s in statements(record) if "single pixel" in s.text]
+    assert found.verdict == "holds in part"
+    page = _Tags(paper_page(record, tmp_path)).text
+    assert "stands a single pixel" in page[page.index("Holds in part") : page.index("Does not hold")]
+    assert "(b) MNIST autoencoder, ℓ∞: at most 1 dB lost for ε up to 0.4)" in page
+
+
+def test_a_panel_measured_against_its_own_output_has_no_clean_value(tmp_path: Path) -> None:
+    record = hand_made(tmp_path)
+    (panel,) = record["figure4"]["panels"]
+    assert "Reference of Figure 4(d)" not in paper_page(record, tmp_path)
+    record["figure4"]["panels"] = [panel | {"key": "d", "title": "STL-10 colorization, ℓ∞", "clean": None}]
+    text = _Tags(paper_page(record, tmp_path)).text
+    assert "(d) STL-10 colorization, ℓ∞: against the output without an attack; at an input PSNR of" in text
+    assert "Reference of Figure 4(d)" in text
+    assert "Figure 2(c)" in text[text.index("What was left out") :]
+
+
+def test_a_network_that_gets_nothing_right_is_left_out_and_the_page_says_why(tmp_path: Path) -> None:
+    record = hand_made(tmp_path)
+    record["figure3"] |= {"left_out": [], "none_correct": ["cifar10-nin"]}
+    text = _Tags(paper_page(record, tmp_path)).text
+    assert "Figure 3(c)): it classifies none of the images correctly." in text
+
+
 def test_a_statement_that_holds_on_one_network_alone_holds_in_part(tmp_path: Path) -> None:
     record = hand_made(tmp_path)
     (panel,) = record["figure3"]["panels"]
@@ -350,7 +403,8 @@ def test_hostile_values_are_text_on_the_page(tmp_path: Path) -> None:
 
 # ----------------------------------------------------------------------------------------------------- real, and killed
 
-# The command itself on two images, with two of the seven points of Figure 4 and without its panel (b).
+# The command itself on a few images, with four methods in Figure 3 and one or two of the seven points of Figure 4:
+# every network, every panel, and the whole grids of Figure 3.
 RUN = """
 import sys, torch
 from dataclasses import replace
@@ -358,10 +412,16 @@ from importlib import import_module
 from pathlib import Path
 torch.set_num_threads(1)
 from epsball.experiments.paper import Setting, everything
-figure4 = import_module("epsball.experiments.paper.figure4")
-figure4.PANELS = tuple(replace(panel, grid=panel.grid[1::4]) for panel in figure4.PANELS if panel.key != "b")
-everything(Setting(Path(sys.argv[1]), limit=2, resume=True, weights={"cifar10-autoencoder": sys.argv[2]}))
+figure3, figure4 = (import_module(f"epsball.experiments.paper.{name}") for name in ("figure3", "figure4"))
+figure3.METHODS = {name: figure3.METHODS[name] for name in ("deepfool", "alg1", "fgsm", "random-linf")}
+figure3.CLAIMS = [claim for claim in figure3.CLAIMS if {claim.first, claim.second} <= set(figure3.METHODS)]
+figure4.PANELS = tuple(
+    replace(panel, grid=panel.grid[1::4] if panel.key in "ad" else panel.grid[3:4]) for panel in figure4.PANELS
+)
+weights = {path.stem: str(path) for path in Path(sys.argv[2]).glob("*.safetensors")}
+everything(Setting(Path(sys.argv[1]), limit=4, resume=True, weights=weights))
 """
+UNTRAINED = ("cifar10-nin", "cifar10-densenet40", "cifar10-autoencoder", "stl10-colorization")
 
 
 def start(out: Path, weights: Path) -> subprocess.Popen[bytes]:
@@ -374,10 +434,23 @@ def count_parts(out: Path) -> int:
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Untrained weights of the network that epsball comes without, and a card of them."""
-    path = tmp_path_factory.mktemp("weights") / "untrained.safetensors"
-    save(networks.build("cifar10-autoencoder"), {"summary": "untrained", "command": "none"}, path)
-    return path
+    """A folder of untrained weights of the large networks, and a card of each."""
+    folder = tmp_path_factory.mktemp("weights")
+    for name in UNTRAINED:
+        model = networks.build(name, lucky_seed(name) if networks.spec(name).task == "classification" else 0)
+        save(model, {"summary": f"untrained {name}", "command": "none"}, folder / f"{name}.safetensors")
+    return folder
+
+
+def lucky_seed(name: str) -> int:
+    """The first seed with which an untrained classifier, which sees one class nearly everywhere, gets one right."""
+    images = data.load("cifar10", limit=4)
+    with torch.no_grad():
+        return next(
+            seed
+            for seed in range(100)
+            if (networks.build(name, seed).eval()(images.x).argmax(1) == images.labels).any()
+        )
 
 
 @pytest.fixture(scope="module")
@@ -452,7 +525,35 @@ def test_the_page_of_a_real_run(undisturbed: Path) -> None:
     assert record["figure1"]["panels"]
     assert "perturbed" not in json.dumps(record["figure1"]["panels"][0].get("examples", []))
     assert torch.__version__ in found.text
-    assert len(record["figure2"]["panels"][0]["sample_id"]) == 2
+    assert len(record["figure2"]["panels"][0]["sample_id"]) == 4
+
+
+@needs_data
+@pytest.mark.slow
+def test_every_panel_of_the_paper_is_there_and_says_what_was_different(undisturbed: Path) -> None:
+    record = json.loads((undisturbed / "paper.json").read_text(encoding="utf-8"))
+    keys = {n: [p["key"] for p in record[f"figure{n}"]["panels"]] for n in (1, 2, 3, 4)}
+    assert keys == {1: list("ab"), 2: list("abc"), 3: list("abcdabcd"), 4: list("abcd")}
+    classifiers = ["mnist-fcnn", "mnist-lenet5", "cifar10-nin", "cifar10-densenet40"]
+    assert [row["network"] for row in record["table3"]["rows"]] == [name for name in classifiers for _ in range(2)]
+    eps = {panel["key"]: panel["eps"] for panel in record["figure3"]["panels"]}
+    assert eps["c"] == pytest.approx([0.003 * i for i in range(1, 11)])
+    assert eps["d"] == pytest.approx([0.001 * i for i in range(2, 11)])
+    for panel in record["figure3"]["panels"]:
+        assert panel["count"] >= 1, panel["network"]
+    page = (undisturbed / "paper.html").read_text(encoding="utf-8")
+    text = _Tags(page).text
+    assert "Nothing: every table and every panel of every figure is here." in text
+    for name in ("figure1a", "figure2a", "figure2b", "figure2c", "figure3-unbounded", "figure4"):
+        assert f'id="{name}-' in page
+    different = text[text.index("What is different from the paper") : text.index("Table 1: problems")]
+    for name in UNTRAINED:
+        assert f"untrained {name}" in different
+    for words in ("1,017 of 10,000 images", "200 of 100,000", "13.8 % test error", "5.2 % test error", "y := f(x)"):
+        assert words in different, words
+    # The paper's errors beside ours, which with untrained weights are far off.
+    for row in record["table3"]["rows"]:
+        assert f"{row['error']['ours']:.2f}" in text
 
 
 @needs_data
@@ -462,10 +563,10 @@ def test_results_hold_the_rows_of_every_artefact(undisturbed: Path) -> None:
     counts = {entry["values"]: entry["counts"] for entry in rows["artefact"].value_counts().to_pylist()}
     record = json.loads((undisturbed / "paper.json").read_text(encoding="utf-8"))
     networks_made = len(record["table3"]["rows"]) // 2
-    assert counts["table3"] == 2 * networks_made * 2
+    assert counts["table3"] == 2 * networks_made * 4
     points = sum(len(panel["eps"]) * len(panel["curves"]) for panel in record["figure3"]["panels"])
-    assert counts["figure3"] == 2 * points
-    assert counts["figure4"] == 2 * sum(
+    assert counts["figure3"] == 4 * points
+    assert counts["figure4"] == 4 * sum(
         len(panel["at"]) * len(panel["curves"]) for panel in record["figure4"]["panels"]
     )
 
@@ -486,7 +587,7 @@ def test_the_docs_are_made_of_the_folder(tmp_path: Path, undisturbed: Path) -> N
         assert after.count(f"\n## {heading}\n") == 1
     last = "\n## Figure 4\n"
     assert after.split(last)[1] == before.split(last)[1], "a section whose folder is not there stays"
-    assert "n = 2 of 2" in after
+    assert "n = 4 of 4" in after
     assert "[paper.html](paper.html)" in after
     assert (copy / "paper.html").read_bytes() == (undisturbed / "paper.html").read_bytes()
     assert all(len(line) <= 120 for line in after.splitlines() if not line.startswith("|"))

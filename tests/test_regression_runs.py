@@ -1,5 +1,6 @@
 """Whole regression runs: rows against the saved inputs, references, refusals, the page and the printed table."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -267,6 +268,64 @@ def test_references_that_do_not_fit_are_refused_before_any_work(setting, tmp_pat
     with pytest.raises(eb.InputError, match=message):
         bare_run(config(setting, model, source, target=target), tmp_path / "r")
     assert not (tmp_path / "r").exists()
+
+
+@pytest.fixture
+def colorizer(setting, monkeypatch):
+    """A convolutional network from grey images to colours, and colour images of another size than its own."""
+    folder, weights = setting
+    spec = NetworkSpec(
+        *("small-colorizer", "a small colorizer", "digits", (1, 4, 4), 48, "regression", "these tests"),
+        build=lambda: torch.nn.Sequential(torch.nn.Conv2d(1, 3, 3, padding=1), torch.nn.Sigmoid()),
+        recipe=TrainingRecipe(1, 8, 1e-3, 0.0, torch.nn.functional.mse_loss),
+        pairs=lambda images: (images.mean(1, keepdim=True), images),
+        multiple=2,
+        maps=3,
+    )
+    monkeypatch.setitem(catalogue.CATALOGUE, spec.name, spec)
+    path = folder / "colorizer.safetensors"
+    save(networks.build(spec, seed=3), {"network": spec.name}, path)
+    monkeypatch.setitem(weights, spec.name, path)
+    rng = np.random.default_rng(1)
+    for name, shape in (("colours", (3, 6, 8)), ("grey", (1, 6, 8)), ("odd", (3, 6, 7)), ("flat", (36,))):
+        np.savez(folder / f"{name}.npz", x=rng.uniform(0.1, 0.9, size=(4, *shape)).astype(np.float32))
+    return config(setting, spec.name, "colours.npz", attacks=("linear-lp-2",), eps=(0.1,), dtype="float32")
+
+
+@pytest.mark.parametrize(("target", "reference"), [(None, "output"), ("output", "output"), ("data", "data")])
+def test_grey_inputs_are_made_of_colour_images(setting, colorizer, tmp_path, target, reference):
+    found = bare_run(dataclasses.replace(colorizer, target=target), tmp_path)
+    colours = np.load(setting[0] / "colours.npz")["x"]
+    grey = colours.mean(1, keepdims=True)
+    with torch.no_grad():
+        model = networks.load(colorizer.model, setting[1][colorizer.model])
+        own = model(torch.from_numpy(grey)).numpy()
+        saved = np.load(tmp_path / "perturbed.npz")
+        after = model(torch.from_numpy(saved["perturbed/linear-lp-2"])).numpy()
+    assert saved["x"] == pytest.approx(grey, abs=1e-6)
+    y = colours if reference == "data" else own
+    assert found.manifest["reference"] == reference
+    # Colours have the range of the grey images, not that of the values which happen to occur.
+    assert found.manifest["psnr_peak_out"] == found.manifest["psnr_peak"]
+    expected = decibels(y, after, found.manifest["psnr_peak"])
+    assert columns(tmp_path)["psnr_out"] == pytest.approx(expected, abs=1e-3)
+    assert "nan" not in json.dumps(found.manifest).lower()
+
+
+def test_shapes_are_judged_by_what_the_network_takes(setting, colorizer, tmp_path):
+    grey = bare_run(dataclasses.replace(colorizer, data=str(setting[0] / "grey.npz")), tmp_path / "grey")
+    assert (grey.manifest["reference"], grey.manifest["data"]["shape"]) == ("output", [1, 6, 8])
+    for name, target, message in (
+        ("odd", None, "any height and width that are multiples of 2, got \\(3, 6, 7\\)"),
+        ("flat", None, "got \\(36,\\)"),
+        ("grey", "data", "--target input or --target output"),
+        ("colours", "input", "that small-colorizer returns, got \\(1, 6, 8\\)"),
+    ):
+        with pytest.raises(eb.InputError, match=message):
+            bare_run(
+                dataclasses.replace(colorizer, data=str(setting[0] / f"{name}.npz"), target=target), tmp_path / "no"
+            )
+    assert not (tmp_path / "no").exists()
 
 
 def test_the_configuration_survives_json_and_its_command_runs_it_again(setting, attacked, tmp_path):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from epsball.report.figures import Curve, FoolingCurves
+from epsball.report.paper_text import method_name
 from epsball.report.style import INK, MUTED, new_figure, save, show_image
 from epsball.report.tables import to_markdown
 from epsball.report.text import listed
@@ -66,7 +67,8 @@ def figure3_markdown(record: Record) -> str:
         lines += [to_markdown(rows).rstrip(), ""]
         claims = [{"claim": c["text"], "source": c["source"], "here": c["sentence"]} for c in panel["claims"]]
         lines.append(to_markdown(claims).rstrip())
-    widest = max((h - lo) / 2 for panel in record["panels"] for c in panel["curves"].values() for lo, h in _bands(c))
+    bands = [band for panel in record["panels"] for curve in panel["curves"].values() for band in _bands(curve)]
+    widest = max(((high - low) / 2 for low, high in bands), default=0.0)
     lines += [
         "",
         *_wrapped(
@@ -100,7 +102,8 @@ def save_figure3(record: Record, directory: Path) -> list[Path]:
             names = [name for name in panels[0]["curves"] if name in handles]
             columns = 5 if len(panels) > 1 else 3
             style: dict[str, Any] = {"frameon": False, "labelcolor": INK, "fontsize": 10, "handlelength": 3.4}
-            figure.legend([handles[name] for name in names], names, loc="outside lower center", ncols=columns, **style)
+            labels = [method_name(name) for name in names]
+            figure.legend([handles[name] for name in names], labels, loc="outside lower center", ncols=columns, **style)
         paths += save(figure, directory, f"figure3-{('unbounded', 'bounded')[number]}")
     return paths
 
@@ -114,12 +117,17 @@ def panel_grid(count: int, width: float, height: float) -> tuple[Any, list[Any]]
 
 
 def save_figure1(record: Record, directory: Path) -> list[Path]:
-    """Draw Figure 1, a file a panel: original and perturbed images, each under the class that the network sees."""
+    """Draw Figure 1, a file a panel: original and perturbed images, each under the class that the network sees.
+
+    Where no image was misclassified there is nothing to draw.
+    """
     paths: list[Path] = []
     for panel in record["panels"]:
         examples: Sequence[Record] = panel["examples"]
-        columns = max(1, math.ceil(len(examples) / 2))
-        figure = new_figure(2.5 * columns, 3.6)
+        if not examples:
+            continue
+        columns = math.ceil(len(examples) / 2)
+        figure = new_figure(max(2.5 * columns, 8.0), 3.6)  # the title needs 8 inches
         figure.suptitle(
             f"({panel['key']}) Algorithm 1 on {panel['network']}, ε = {panel['eps']:g} (ℓ∞, unbounded): "
             "original → perturbed",
@@ -164,8 +172,8 @@ def _wrapped(text: str) -> list[str]:
 
 
 def _left_out(record: Record) -> list[str]:
-    names = record.get("left_out")
-    return [f"Left out, for want of weights: {listed(names)}."] if names else []
+    reasons = {"left_out": "for want of weights", "none_correct": "since none of the images is classified correctly"}
+    return [f"Left out, {why}: {listed(record[key])}." for key, why in reasons.items() if record.get(key)]
 
 
 def _versions(record: Record) -> str:

@@ -28,7 +28,10 @@ VERDICTS = {
 
 @dataclass(frozen=True)
 class Judged:
-    """A statement on one panel: at how many of its points (ε or input PSNR) it holds, and at how many the reverse."""
+    """A statement on one panel: at how many of its points (ε or input PSNR) it holds, and at how many the reverse.
+
+    extent: what it speaks of, "most" points, "all" of them or "some".
+    """
 
     panel: str
     range: str
@@ -36,15 +39,33 @@ class Judged:
     reversed: int
     points: int
     sentence: str
+    extent: str = "most"
 
     @property
     def verdict(self) -> str:
         """One of `VERDICTS`."""
+        if self.extent == "some":
+            return "holds" if self.holds else "does not hold" if 0 < self.points == self.reversed else "undecided"
+        if self.extent == "all" and 0 < self.holds < self.points:
+            return "holds in part"
         if self.holds and self.reversed:
             return "holds in part"
         if 2 * self.holds >= max(1, self.points):
             return "holds"
         return "does not hold" if 2 * self.reversed >= max(1, self.points) else "undecided"
+
+    @property
+    def briefly(self) -> str:
+        """At how many points it holds; of a statement that is not about most of them, the first that was found."""
+        return self.where if self.extent == "most" else self.sentence.split(";")[0]
+
+    @property
+    def where(self) -> str:
+        """At how many points it holds; of a statement that is not about most of them, what was found."""
+        if self.extent != "most":
+            return self.sentence
+        reverse = f", the reverse at {self.reversed}" if self.reversed else ""
+        return f"{self.holds} of {self.points}{reverse}"
 
 
 @dataclass(frozen=True)
@@ -59,7 +80,7 @@ class Statement:
     @property
     def papers(self) -> bool:
         """Whether the paper makes it."""
-        return self.source.startswith("section")
+        return self.source.startswith("section") and "reading" not in self.source
 
     @property
     def verdict(self) -> str:
@@ -86,6 +107,7 @@ def statements(record: Record) -> list[Statement]:
                     claim["reversed"],
                     len(claim["difference"]),
                     claim["sentence"],
+                    claim.get("extent", "most"),
                 )
                 found.setdefault((f"Figure {number}", text[0].upper() + text[1:], claim["source"]), []).append(judged)
     return [Statement(text, source, where, tuple(judged)) for (where, text, source), judged in found.items()]
@@ -112,7 +134,7 @@ def answer(record: Record) -> list[str]:
 def _words(statement: Statement) -> str:
     """Write a statement with where it was judged: "Algorithm 1 ... (FCNN: 9 of 10; LeNet-5: 3 of 10)"."""
     judged = (j for j in statement.judged if j.range == UNBOUNDED)
-    return f"{statement.text} ({'; '.join(f'{j.panel}: {j.holds} of {j.points}' for j in judged)})"
+    return f"{statement.text} ({'; '.join(f'{j.panel}: {j.briefly}' for j in judged)})"
 
 
 def _near(record: Record) -> str:
@@ -142,7 +164,7 @@ def measured_on(record: Record) -> str:
 
 def spell(judged: Sequence[Judged]) -> str:
     """Say where a statement holds: "(a) FCNN (MNIST): holds (10 of 10); (b) ..."."""
-    return "; ".join(f"{j.panel}: {j.verdict} ({j.holds} of {j.points})" for j in judged)
+    return "; ".join(f"{j.panel}: {j.verdict} ({j.where})" for j in judged)
 
 
 def claims_markdown(record: Record) -> str:

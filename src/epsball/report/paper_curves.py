@@ -10,7 +10,7 @@ import numpy as np
 from epsball.report.paper_text import method_name
 from epsball.report.text import listed
 
-__all__ = ["cost_rows", "curve_table", "described"]
+__all__ = ["clean_output", "cost_rows", "curve_table", "described"]
 
 Record = Mapping[str, Any]
 
@@ -25,10 +25,12 @@ def described(figure: str, panel: Record) -> str:
         )
     if figure == "figure2":
         shown = panel["shown"]
-        means = {label: float(np.mean(pictures["psnr_out"])) for label, pictures in shown.items()}
+        means = {label: np.mean(pictures["psnr_out"]) for label, pictures in shown.items() if pictures["psnr_out"]}
+        clean = f"{means['original']:.1f} dB without a perturbation, " if "original" in means else ""
+        against = "" if clean else ", against the output without a perturbation,"
         return method_name(
-            f"{title}, ε = {panel['eps']:g}: mean output PSNR {means['original']:.1f} dB without a perturbation, "
-            f"{means['noisy']:.1f} dB under {panel['noise']}, {means['adversarial']:.1f} dB under {panel['attack']}."
+            f"{title}, ε = {panel['eps']:g}: mean output PSNR{against} {clean}{means['noisy']:.1f} dB under "
+            f"{panel['noise']}, {means['adversarial']:.1f} dB under {panel['attack']}."
         )
     return _fooling(title, panel) if figure == "figure3" else _psnr(title, panel)
 
@@ -39,7 +41,7 @@ def _fooling(title: str, panel: Record) -> str:
     order = sorted(at, key=lambda name: -at[name])
     return (
         f"{title}, {panel['range']}: half-way along the axis, at ε = {panel['eps'][place]:g}, from the top: "
-        + ", ".join(f"{name} {at[name]:.1f}\u00a0%" for name in order)
+        + ", ".join(f"{method_name(name)} {at[name]:.1f}\u00a0%" for name in order)
         + "."
     )
 
@@ -53,10 +55,17 @@ def _psnr(title: str, panel: Record) -> str:
     names = sorted(at, key=lambda name: at[name])
     means = [value for curve in panel["curves"].values() for value in curve["mean"]]
     return method_name(
-        f"{title}: {panel['clean']['mean']:.1f} dB without an attack; {where}, from the lowest: "
+        f"{title}: {clean_output(panel, 1)}; {where}, from the lowest: "
         + ", ".join(f"{name} {at[name]:.1f}\u00a0dB" for name in names)
         + f". All curves lie between {min(means):.1f} and {max(means):.1f} dB."
     )
+
+
+def clean_output(panel: Record, digits: int) -> str:
+    """Say what a network's output is without an attack, or that it is what the others are measured against."""
+    if panel["clean"] is None:
+        return "against the output without an attack"
+    return f"{panel['clean']['mean']:.{digits}f} dB without an attack"
 
 
 def curve_table(figure: str, panel: Record) -> dict[str, Any]:
@@ -64,7 +73,7 @@ def curve_table(figure: str, panel: Record) -> dict[str, Any]:
     if figure == "figure3":
         heads = [f"ε = {eps:g}" for eps in panel["eps"]]
         lines = [
-            (name, [(f"{v:.1f}", f"{a:.1f}", f"{b:.1f}", "") for v, a, b in _columns(curve, "percent")])
+            (method_name(name), [(f"{v:.1f}", f"{a:.1f}", f"{b:.1f}", "") for v, a, b in _columns(curve, "percent")])
             for name, curve in panel["curves"].items()
         ]
         title = f"({panel['key']}) {panel['title']}, {panel['range']}"
@@ -80,7 +89,7 @@ def curve_table(figure: str, panel: Record) -> dict[str, Any]:
         lines.append((method_name(name) + (" *" if curve["ours"] else ""), row))
     return {
         "title": f"({panel['key']}) {panel['title']}",
-        "caption": f"Mean output PSNR in dB, n = {panel['count']:,}; without an attack {panel['clean']['mean']:.2f} dB",
+        "caption": f"Mean output PSNR in dB, n = {panel['count']:,}; {clean_output(panel, 2)}",
         "heads": [unit.format(panel["at"][i]) for i in order],
         "lines": lines,
         "few": panel["few"] if panel["few"] < panel["count"] else None,

@@ -13,7 +13,7 @@ from epsball.report import style
 from epsball.report.paper_claims import UNBOUNDED, VERDICTS, Statement, answer, claims_markdown, statements
 from epsball.report.paper_curves import cost_rows, curve_table, described
 from epsball.report.paper_table3 import deviations, orders
-from epsball.report.paper_text import DIFFERENCES, FIGURES, NOTES, PAPER
+from epsball.report.paper_text import COLORIZATION, DIFFERENCES, FIGURES, NOTES, PAPER
 from epsball.report.render import render
 
 __all__ = ["claims_markdown", "paper_page"]
@@ -53,7 +53,7 @@ def paper_page(record: Record, out: Path) -> str:
         "by_verdict": {v: [s for s in found if s.papers and s.verdict == v] for v in VERDICTS},
         "few": min(counts, default=0) if min(counts, default=0) < FEW_IMAGES else None,
         "claims": [_claims(found, where) for where in dict.fromkeys(s.artefact for s in found)],
-        "differences": [*DIFFERENCES[:1], *_data(record), *DIFFERENCES[1:]],
+        "differences": [*DIFFERENCES[:1], *_data(record), *DIFFERENCES[1:], *_colorization(record)],
         "networks": _networks(record),
         "deviations": {(d.network, d.measure): d for d in deviations(table3)},
         "large": [d for d in deviations(table3) if d.is_large],
@@ -69,9 +69,10 @@ def paper_page(record: Record, out: Path) -> str:
 def _claims(found: Sequence[Statement], artefact: str) -> dict[str, Any]:
     """Arrange the statements about one artefact: a line each, a column for each panel and range."""
     mine = [statement for statement in found if statement.artefact == artefact]
-    judged = (j for statement in mine for j in statement.judged)
-    heads = list(dict.fromkeys((j.panel, j.range) for j in judged))
-    several = len({limits for _, limits in heads}) > 1
+    judged = [j for statement in mine for j in statement.judged]
+    ranges = list(dict.fromkeys(j.range for j in judged))
+    heads = sorted({(j.panel, j.range) for j in judged}, key=lambda head: (ranges.index(head[1]), head[0]))
+    several = len(ranges) > 1
     lines: dict[bool, list[Any]] = {True: [], False: []}
     for statement in sorted(mine, key=lambda s: not s.papers):
         cells = {(j.panel, j.range): j for j in statement.judged}
@@ -96,6 +97,10 @@ def _data(record: Record) -> list[tuple[str, str]]:
             )
         )
     return facts
+
+
+def _colorization(record: Record) -> Sequence[tuple[str, str]]:
+    return COLORIZATION if any(panel["key"] == "d" for panel in record["figure4"]["panels"]) else ()
 
 
 def _networks(record: Record) -> list[dict[str, Any]]:
@@ -144,7 +149,8 @@ def _figure(record: Record, out: Path, name: str) -> dict[str, Any]:
     known = FIGURES[name]
     panels = record[name]["panels"]
     # By name: a folder may still hold figures of an earlier run.
-    endings = {"figure3": ["-unbounded", "-bounded"], "figure4": [""]}.get(name, [panel["key"] for panel in panels])
+    drawn = [panel["key"] for panel in panels if panel.get("examples", True)]
+    endings = {"figure3": ["-unbounded", "-bounded"], "figure4": [""]}.get(name, drawn)
     files = [out / name / "figures" / f"{name}{ending}.svg" for ending in endings]
     pictures = [
         {"svg": _Saved(path, path.stem).inline(), "alt": _alt(name, path.stem, panels)}
@@ -181,8 +187,8 @@ def _alt(name: str, stem: str, panels: Sequence[Record]) -> str:
     return f"Curves of every method, a panel for each network; the same numbers are in the tables below. {words}"
 
 
-def _left_out(record: Record) -> list[tuple[str, str]]:
-    """Name the panels and rows that were not made, and why."""
+def _left_out(record: Record) -> list[tuple[str, str, str]]:
+    """Name the networks whose panels and rows were not made, what was not, and why."""
     found: dict[str, list[str]] = {}
     for name in record["table3"].get("left_out", []):
         found.setdefault(name, []).append("its row of Table 3")
@@ -191,7 +197,10 @@ def _left_out(record: Record) -> list[tuple[str, str]]:
         for letter, (_, network) in figure.panels.items():
             if letter not in made:
                 found.setdefault(network, []).append(f"{name.replace('figure', 'Figure ')}({letter})")
-    return [(network, ", ".join(what)) for network, what in found.items()]
+    hopeless = record["figure3"].get("none_correct", [])
+    reasons = dict.fromkeys(hopeless, "it classifies none of the images correctly")
+    other = "no weights of this network come with epsball, and none were given"
+    return [(network, ", ".join(what), reasons.get(network, other)) for network, what in found.items()]
 
 
 def _command(record: Record) -> str:

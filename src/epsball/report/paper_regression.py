@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +19,16 @@ __all__ = ["figure2_markdown", "figure4_markdown", "save_figure2", "save_figure4
 
 Record = Mapping[str, Any]
 
+VISIBLE = 0.05  # an ε below it leaves images that one cannot tell from the original
+
 
 def figure4_markdown(record: Record) -> str:
     """Write each panel's mean output PSNR as a table, on all images and on the paper's 20, and the verdicts."""
     lines = wrapped(
-        "Output PSNR in dB between x and f(x + η), averaged over random test images; unbounded, y = x. Lower is a "
-        "stronger attack. The input PSNR is that of the whole budget, of which several steps may use less. In "
-        "brackets: the average over the first 20 of the images, as many as the paper takes."
+        "Output PSNR in dB between y and f(x + η), averaged over random test images; unbounded; y = x for "
+        "autoencoders, y := f(x) for the colorization. Lower is a stronger attack. The input PSNR is that of the whole "
+        "budget, of which several steps may use less. In brackets: the average over the first 20 of the images, as "
+        "many as the paper takes."
     )
     for panel in record["panels"]:
         few, clean = panel["few"], panel["clean"]
@@ -34,7 +37,7 @@ def figure4_markdown(record: Record) -> str:
         lines += [
             to_markdown(rows).rstrip(),
             "",
-            f"Without an attack: {clean['mean']:.2f} dB ({clean['few']:.2f}).",
+            f"Without an attack: {clean['mean']:.2f} dB ({clean['few']:.2f})." if clean else "Reference: y := f(x).",
             "",
         ]
         claims = [
@@ -89,13 +92,7 @@ def save_figure4(record: Record, directory: Path) -> list[Path]:
                 label=f"{method_name(name)}{' *' if curve['ours'] else ''}",
                 **style,
             )
-        clean = panel["clean"]["mean"]
-        ax.axhline(clean, color=MUTED, linewidth=1.0)
-        # Above the end at which the curves are farthest from it.
-        place: dict[str, Any] = {"xy": (at[0], clean), "xytext": (2, 3)}
-        if panel["axis"] == "eps":
-            place = {"xy": (at[-1], clean), "xytext": (-2, 3), "ha": "right"}
-        ax.annotate("no attack", textcoords="offset points", fontsize=9.5, color=MUTED, **place)
+        _clean_line(ax, panel, at)
         ax.set_title(f"({panel['key']}) {panel['title']}, n = {panel['count']:,}", fontsize=11, loc="left", color=INK)
         ax.set_xlabel("input PSNR (dB)" if panel["axis"] == "psnr" else "ε, in units of x", fontsize=10.5)
         ax.set_ylabel("output PSNR (dB)", fontsize=10.5)
@@ -111,6 +108,23 @@ def save_figure4(record: Record, directory: Path) -> list[Path]:
     return save(figure, directory, "figure4")
 
 
+def _clean_line(ax: Any, panel: Record, at: Any) -> None:
+    """Draw the output PSNR without an attack; where y := f(x), the line on which input and output move alike."""
+    style: dict[str, Any] = {"textcoords": "offset points", "fontsize": 9.5, "color": MUTED}
+    if panel["clean"] is None:
+        ax.plot(at, at, color=MUTED, linewidth=1.0)
+        # Left of the upper end no attack comes: it moves the output at least as far as noise does.
+        ax.annotate("output PSNR = input PSNR", (at[-1], at[-1]), xytext=(-10, 2), ha="right", va="center", **style)
+        return
+    clean = panel["clean"]["mean"]
+    ax.axhline(clean, color=MUTED, linewidth=1.0)
+    # Above the end at which the curves are farthest from it.
+    place: dict[str, Any] = {"xy": (at[0], clean), "xytext": (2, 3)}
+    if panel["axis"] == "eps":
+        place = {"xy": (at[-1], clean), "xytext": (-2, 3), "ha": "right"}
+    ax.annotate("no attack", **style, **place)
+
+
 def figure2_markdown(record: Record) -> str:
     """Write the PSNRs of the images shown."""
     rows = []
@@ -122,46 +136,51 @@ def figure2_markdown(record: Record) -> str:
                     "panel": f"({panel['key']}) {panel['title']}",
                     "input": f"{label} ({method_name(name)}, ε = {panel['eps']:g})" if name else label,
                     "mean input PSNR in dB": f"{np.mean(pictures['psnr_in']):.1f}" if pictures["psnr_in"] else "",
-                    "mean output PSNR in dB": f"{np.mean(pictures['psnr_out']):.1f}",
+                    "mean output PSNR in dB": f"{np.mean(pictures['psnr_out']):.1f}" if pictures["psnr_out"] else "",
                 }
             )
     return "\n".join(
-        ["Figure 2(a) and (b), output PSNR against the original.", "", to_markdown(rows), versions(record)]
+        [
+            "Figure 2. Output PSNR against the original; of the colorization, against its own output.",
+            "",
+            to_markdown(rows),
+            versions(record),
+        ]
     )
 
 
 def save_figure2(record: Record, directory: Path) -> list[Path]:
-    """Draw a panel a file: a row an image; original, adversarial and noisy, each beside its output."""
+    """Draw a panel a file: a row an image; original, adversarial and noisy, each beside its output.
+
+    Where the adversarial image cannot be told from the original, the perturbation stands before it, amplified.
+    """
     paths = []
     for panel in record["panels"]:
-        shown = panel["shown"]
-        count = len(panel["sample_id"])
-        figure = new_figure(9.6, 1.55 * count + 1.0)
-        figure.suptitle(
-            method_name(
-                f"({panel['key']}) {panel['title']}: {panel['attack']} and {panel['noise']} at ε = {panel['eps']:g}"
-            ),
-            fontsize=12,
-            color=INK,
-        )
-        grid = figure.subplots(count, 6, squeeze=False)
-        for column, (label, key) in enumerate((label, key) for label in shown for key in ("input", "output")):
-            for row in range(count):
-                ax = grid[row, column]
+        columns, count = list(_columns(panel)), len(panel["sample_id"])
+        figure = new_figure(1.6 * len(columns), 1.65 * count + 1.0)
+        title = f"({panel['key']}) {panel['title']}: {panel['attack']} and {panel['noise']} at ε = {panel['eps']:g}"
+        figure.suptitle(method_name(title), fontsize=12, color=INK)
+        grid = figure.subplots(count, len(columns), squeeze=False)
+        for axes, (head, images, decibels) in zip(grid.T, columns, strict=True):
+            axes[0].set_title(head, fontsize=10.5, color=INK)
+            for row, ax in enumerate(axes):
                 ax.set_axis_off()
-                show_image(ax, np.asarray(shown[label][key][row]))
-                if key == "output":
-                    ax.text(
-                        0.5,
-                        -0.08,
-                        f"{shown[label]['psnr_out'][row]:.1f} dB",
-                        transform=ax.transAxes,
-                        ha="center",
-                        va="top",
-                        fontsize=9,
-                        color=MUTED,
-                    )
-                if row == 0:
-                    ax.set_title(f"{label}\n{key}", fontsize=10.5, color=INK)
+                show_image(ax, images[row])
+                text = f"{decibels[row]:.1f} dB" if decibels else ""
+                style: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 9, "color": MUTED}
+                ax.text(0.5, -0.04, text, transform=ax.transAxes, **style)
         paths += save(figure, directory, f"figure2{panel['key']}")
     return paths
+
+
+def _columns(panel: Record) -> Iterator[tuple[str, Any, Sequence[float]]]:
+    """Yield (head, images (N, C, H, W), PSNR of each in dB or nothing) from left to right."""
+    shown = panel["shown"]
+    x = np.asarray(shown["original"]["input"])
+    for label, pictures in shown.items():
+        given = np.asarray(pictures["input"])
+        if label == "adversarial" and panel["eps"] < VISIBLE:
+            # Grey where nothing changed, white and black at ±ε.
+            yield f"perturbation\n×{0.5 / panel['eps']:g}", 0.5 + (given - x) * 0.5 / panel["eps"], []
+        yield f"{label}\ninput", given, pictures["psnr_in"]
+        yield f"{label}\noutput", np.asarray(pictures["output"]), pictures["psnr_out"]

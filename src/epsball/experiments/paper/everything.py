@@ -14,7 +14,7 @@ from epsball.experiments.paper.figure1 import figure1
 from epsball.experiments.paper.figure2 import COUNT, figure2
 from epsball.experiments.paper.figure3 import figure3
 from epsball.experiments.paper.figure4 import figure4
-from epsball.experiments.paper.regressors import PANELS
+from epsball.experiments.paper.regressors import PANELS, chosen
 from epsball.experiments.paper.setting import Setting
 from epsball.experiments.paper.table3 import table3
 from epsball.experiments.paper.tables import table1, table2
@@ -45,7 +45,7 @@ def everything(setting: Setting) -> str:
         raise InputError("expected no --panels: `paper all` makes them all; make single ones with `paper figure3` ...")
     setting.prepare()
     # What has to be trained is trained once, for all figures.
-    trained = {panel.network: setting.weights_of(panel.network) for panel in PANELS}
+    trained = {panel.network: setting.weights_of(panel.network) for panel in chosen(setting, PANELS)}
     whole = replace(setting, weights={**setting.weights, **{name: file for name, file in trained.items() if file}})
     for name, make in _MEASURED.items():
         limit = min(setting.limit or COUNT, COUNT) if name == "figure2" else setting.limit

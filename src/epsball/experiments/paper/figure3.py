@@ -41,13 +41,14 @@ def figure3(setting: Setting) -> str:
 
     Writes results.parquet (one row a sample, method, ε, network and range), figure3.json, figure3.md with the passes
     and the verdict on each of the paper's claims, and the figures. Returns the Markdown. A network without weights is
-    left out and named in the record.
+    left out and named in the record, and so is one that classifies none of the images correctly.
     """
     from epsball.report.paper import figure3_markdown, save_figure3
 
     parts = setting.prepare("".join(row.key for row in PAPER.values()))
     chosen = [name for name, row in PAPER.items() if setting.has(row.key) and setting.has_weights(name)]
     panels: list[Panel] = []
+    hopeless: list[str] = []
     tables: list[Any] = []
     for label, bounds in RANGES.items():
         for name in chosen:
@@ -68,12 +69,16 @@ def figure3(setting: Setting) -> str:
                 curves[method] = _curve(part, len(PAPER[name].grid))
                 seconds[method] = part.facts["seconds"]
                 tables.append(part.rows)
-            verdicts = tuple(judge(claim, curves) for claim in CLAIMS)
             count = next(iter(curves.values())).count
+            if not count:  # no ratio without a denominator
+                hopeless.append(name)
+                continue
+            verdicts = tuple(judge(claim, curves) for claim in CLAIMS)
             images = loaded.images
             panels.append(Panel(name, label, count, len(images), images.source, curves, seconds, verdicts))
     record = setting.record("figure3") | {"panels": [_panel_record(panel) for panel in panels]}
     record["left_out"] = [name for name, row in PAPER.items() if setting.has(row.key) and name not in chosen]
+    record["none_correct"] = sorted(set(hopeless))
     text = figure3_markdown(record)
     write(setting.out, "results.parquet", concat(tables))
     write(setting.out, "figure3.json", record)

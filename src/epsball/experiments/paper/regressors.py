@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
+
+from torch import Tensor
 
 from epsball.attack import Attack
+from epsball.experiments.paper.setting import Setting
+from epsball.metrics.regression import model_outputs
 from epsball.recipes import recipe
 from epsball.solvers import NormConstrained, QuadraticOptions
 
-__all__ = ["FEW", "PANELS", "Method", "RegressionPanel", "compose"]
+__all__ = ["FEW", "PANELS", "Method", "RegressionPanel", "chosen", "compose", "reference"]
 
 #: The paper averages over so many random test images.
 FEW = 20
+#: So many of 96x96, where a pass through the network takes as long as a thousand through an autoencoder of digits.
+FEW_LARGE = 40
 
 
 @dataclass(frozen=True)
@@ -32,7 +39,14 @@ class Method:
 
 @dataclass(frozen=True)
 class RegressionPanel:
-    """One panel of Figure 4. grid: the horizontal axis, input PSNR in dB or ε. baselines: each method's random one."""
+    """One panel of Figure 4.
+
+    grid        the horizontal axis, input PSNR in dB or ε
+    baselines   each method's random one
+    reference   y, which the output PSNR is measured against: "input" for autoencoders, or "output": y := f(x)
+    count       test images, unless a limit says otherwise; most: at most so many whatever the limit
+    trains      without weights the network is trained first; else the panel is left out
+    """
 
     key: str
     title: str
@@ -43,6 +57,19 @@ class RegressionPanel:
     grid: tuple[float, ...]
     methods: dict[str, Method]
     baselines: dict[str, str]
+    reference: Literal["input", "output"] = "input"
+    count: int = 1000
+    most: int | None = None
+    trains: bool = True
+
+    def can_be_made(self, setting: Setting) -> bool:
+        """Tell whether the network has weights, or is trained for it."""
+        return self.trains or setting.has_weights(self.network)
+
+    def images(self, limit: int | None) -> int:
+        """Return how many test images are asked for."""
+        wanted = limit or self.count
+        return wanted if self.most is None else min(wanted, self.most)
 
     def eps(self, entries: int) -> list[float]:
         """Return the budgets, rising; at p = 2 and inf those that leave the input PSNR of the grid (peak 1)."""
@@ -67,6 +94,13 @@ def _balls(p: str, random: str) -> tuple[dict[str, Method], dict[str, str]]:
         f"quadratic-l{p}-10": Method("quadratic-lp-10", {"memory": 0.0}, ours=True),
     }
     return methods, {name: f"random-l{p}" for name in methods if not name.startswith("random")}
+
+
+def _linear(p: str, random: str) -> tuple[dict[str, Method], dict[str, str]]:
+    """Return the methods of `_balls` without the quadratic ones, as in the paper's panel (d)."""
+    methods, baselines = _balls(p, random)
+    names = [name for name in methods if not name.startswith("quadratic")]
+    return {name: methods[name] for name in names}, {name: baselines[name] for name in names if name in baselines}
 
 
 def _pixels() -> tuple[dict[str, Method], dict[str, str]]:
@@ -101,7 +135,31 @@ PANELS = (
         (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7),
         *_pixels(),
     ),
+    RegressionPanel(
+        "d",
+        "STL-10 colorization, ℓ∞",
+        "stl10-colorization",
+        "stl10",
+        math.inf,
+        "psnr",
+        _DECIBELS,
+        *_linear("inf", "random-linf"),
+        reference="output",
+        count=FEW_LARGE,
+        most=FEW_LARGE,
+        trains=False,
+    ),
 )
+
+
+def chosen(setting: Setting, panels: Sequence[RegressionPanel]) -> list[RegressionPanel]:
+    """Return the panels that are asked for and whose networks have weights, or are trained for them."""
+    return [panel for panel in panels if setting.has(panel.key) and panel.can_be_made(setting)]
+
+
+def reference(panel: RegressionPanel, model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
+    """Return the reference outputs y: x itself, or f(x)."""
+    return x if panel.reference == "input" else model_outputs(model, x)
 
 
 def compose(panel: RegressionPanel, method: Method) -> Attack:

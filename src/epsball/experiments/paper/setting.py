@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -83,13 +83,21 @@ class Setting:
         return str(self._train(network))
 
     def regressor(self, network: str, dataset: str, count: int) -> Loaded:
-        """Load a network with `limit`, or `count`, test images in an order drawn from the seed.
+        """Load a network with `count` test images in an order drawn from the seed, as it takes them.
 
         Weights that do not come with epsball and were not given are trained first, into out/weights.
         """
         chosen = data.load(dataset, split="test", data_root=self.data_root)
         order = torch.randperm(len(chosen.x), generator=torch.Generator().manual_seed(self.seed))
-        return self._loaded(network, chosen.take(order[: self.limit or count]))
+        images, spec = chosen.take(order[:count]), networks.spec(network)
+        if spec.pairs is not None:
+            images = replace(images, x=spec.pairs(images.x)[0])
+        shape = tuple(images.x.shape[1:])
+        if not spec.takes(shape):
+            raise InputError(
+                f"expected images of shape {spec.input_shape} for {network}, got {shape} in {images.name}."
+            )
+        return self._loaded(network, images)
 
     def _loaded(self, network: str, images: Dataset) -> Loaded:
         given = self.weights_of(network)
