@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 
 import epsball
-from epsball import networks
 from epsball.cli import display
 from epsball.cli import options as o
 from epsball.cli.group import OneLineGroup
@@ -16,6 +15,7 @@ from epsball.cli.paper import paper
 from epsball.experiments.config import RunConfig
 from epsball.experiments.runner import RunResult, run
 from epsball.experiments.tasks import default_attacks
+from epsball.models import spec_of
 
 __all__ = ["app"]
 
@@ -71,7 +71,9 @@ def evaluate(
     data: o.Data = None,
     weights: o.Weights = None,
     steps: o.Steps = None,
+    passes: o.Passes = None,
     bounds: o.Bounds = None,
+    lattice: o.Lattice = None,
     limit: o.Limit = None,
     batch_size: o.BatchSize = 500,
     seed: o.Seed = 0,
@@ -84,6 +86,14 @@ def evaluate(
     k: o.K = 1,
     task: o.Task = None,
     target: o.Target = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    resize: o.Resize = None,
+    channel_order: o.ChannelOrder = "rgb",
+    output: o.Output = None,
+    x_columns: o.XColumns = None,
+    y_columns: o.YColumns = None,
+    skip_bad: o.SkipBad = False,
     overwrite: o.Overwrite = False,
 ) -> None:
     """Measure what each attack does at each eps: how many samples it fools, or how far a regression output moves.
@@ -104,7 +114,10 @@ def attack(
     data: o.Data = None,
     weights: o.Weights = None,
     steps: o.Steps = None,
+    passes: o.Passes = None,
     bounds: o.Bounds = None,
+    lattice: o.Lattice = None,
+    save: o.Save = None,
     limit: o.Limit = None,
     batch_size: o.BatchSize = 500,
     seed: o.Seed = 0,
@@ -117,6 +130,14 @@ def attack(
     k: o.K = 1,
     task: o.Task = None,
     target: o.Target = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    resize: o.Resize = None,
+    channel_order: o.ChannelOrder = "rgb",
+    output: o.Output = None,
+    x_columns: o.XColumns = None,
+    y_columns: o.YColumns = None,
+    skip_bad: o.SkipBad = False,
     overwrite: o.Overwrite = False,
 ) -> None:
     """Perturb the samples: as evaluate, and the perturbed inputs at the largest eps go to DIR/perturbed.npz."""
@@ -141,6 +162,14 @@ def robustness(
     dtype: o.Dtype = "float32",
     data_root: o.DataRoot = None,
     task: o.Task = None,
+    mean: o.Mean = None,
+    std: o.Std = None,
+    resize: o.Resize = None,
+    channel_order: o.ChannelOrder = "rgb",
+    output: o.Output = None,
+    x_columns: o.XColumns = None,
+    y_columns: o.YColumns = None,
+    skip_bad: o.SkipBad = False,
     overwrite: o.Overwrite = False,
 ) -> None:
     """Measure how far samples are from being misclassified: rho1, rho2 and eps99 of the paper."""
@@ -212,11 +241,15 @@ def _config(command: str, given: dict[str, Any]) -> RunConfig:
     """Read the flags of a run."""
     p, attacks = o.norm_order(given.pop("p")), o.names(given.pop("attacks"))
     values: dict[str, Any] = {
-        "attacks": attacks or default_attacks(networks.spec(given["model"]).task, p),
+        "attacks": attacks or default_attacks(spec_of(given["model"], given["task"]).task, p),
         "eps": o.numbers("--eps", given.pop("eps")),
         "p": p,
         "bounds": o.valid_range(given.pop("bounds")),
         "surrogates": o.names(given.pop("surrogates", None)),
+        "mean": o.fractions("--mean", given.pop("mean")),
+        "std": o.fractions("--std", given.pop("std")),
+        "x_columns": o.names(given.pop("x_columns")),
+        "y_columns": o.names(given.pop("y_columns")),
     }
     values |= {key: value for key, value in given.items() if key not in ("out", "overwrite")}
     return RunConfig(command=command, **values)

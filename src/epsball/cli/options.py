@@ -15,6 +15,7 @@ __all__ = [
     "Attacks",
     "BatchSize",
     "Bounds",
+    "ChannelOrder",
     "Data",
     "DataRoot",
     "Device",
@@ -22,19 +23,30 @@ __all__ = [
     "Eps",
     "Groups",
     "K",
+    "Lattice",
     "Limit",
+    "Mean",
     "Model",
     "Out",
+    "Output",
     "Overwrite",
     "P",
+    "Passes",
+    "Resize",
+    "Save",
     "Seed",
+    "SkipBad",
     "SomeAttacks",
+    "Std",
     "Steps",
     "Surrogates",
     "Target",
     "Task",
     "Transfer",
     "Weights",
+    "XColumns",
+    "YColumns",
+    "fractions",
     "names",
     "norm_order",
     "numbers",
@@ -46,9 +58,50 @@ def _option(help_text: str, metavar: str | None = None) -> Any:
     return typer.Option(help=help_text, metavar=metavar, show_default=True)
 
 
-Model = Annotated[str, _option("Network under attack; `epsball list networks` names them.", "NAME")]
-Weights = Annotated[str | None, _option("Weights, .safetensors or .pt; default: those that come with epsball.", "FILE")]
-Data = Annotated[str | None, _option("Data set or a path to images, .npz or .pt; default: the network's.", "NAME|PATH")]
+Model = Annotated[
+    str,
+    _option(
+        "Network under attack: a name of `epsball list networks`, FILE.pt2, FILE.onnx, timm:NAME, or file.py:factory "
+        "or package.module:factory. A Python file that is named here is run, with all that it does.",
+        "MODEL",
+    ),
+]
+Weights = Annotated[
+    str | None,
+    _option(
+        "Weights, .safetensors or a .pt of plain tensors, or 'pretrained' for timm's own; default: those that come "
+        "with the network.",
+        "FILE",
+    ),
+]
+Data = Annotated[
+    str | None,
+    _option(
+        "Data set, or a path or URL (s3://...) to a folder of images, .npz, .pt or .parquet, or file.py:factory, which "
+        "is run; default: the network's.",
+        "NAME|PATH|URL",
+    ),
+]
+Mean = Annotated[
+    str | None, _option("Subtracted inside the model, in data units: one number or one a channel.", "M1,M2")
+]
+Std = Annotated[str | None, _option("Divided by inside the model, such as 0.229,0.224,0.225 or 1/255.", "S1,S2")]
+Resize = Annotated[str | None, _option("Images are resized inside the model; none: also not for timm.", "HxW|none")]
+ChannelOrder = Annotated[str, _option("Order in which the model takes the channels of RGB data: rgb or bgr.", "ORDER")]
+Output = Annotated[
+    str | None,
+    _option(
+        "Which part of the outputs counts: a key or index such as logits or 0; several heads as a,b; the scores of one "
+        "pixel of a map as '[:,12,20]'.",
+        "KEY|INDEX",
+    ),
+]
+XColumns = Annotated[str | None, _option("Parquet: columns of x; default: the images, else all numbers.", "A,B")]
+YColumns = Annotated[str | None, _option("Parquet: columns of y; default: the one called label, target, ...", "A,B")]
+SkipBad = Annotated[
+    bool,
+    typer.Option("--skip-bad", help="Leave out samples that cannot be read, and list them in the manifest."),
+]
 DataRoot = Annotated[str | None, _option("Folder of the data sets; default: EPSBALL_DATA, else the cache.", "DIR")]
 Attacks = Annotated[str, _option("Attacks, separated by commas; `epsball list attacks` names them.", "A,B")]
 SomeAttacks = Annotated[
@@ -58,9 +111,14 @@ SomeAttacks = Annotated[
 Eps = Annotated[str | None, _option("Budgets in units of x, increasing: 0.1 of [0, 1], never of 255.", "E1,E2")]
 P = Annotated[str, _option("Norm order from 1 to inf.")]
 Steps = Annotated[int | None, _option("Steps of the attacks whose name leaves them open.")]
+Passes = Annotated[int | None, _option("Forward and backward passes that best and nearest may take, each.")]
 Bounds = Annotated[str | None, _option("Valid range of x, or none; default: that of the data set.", "LO,HI|none")]
+Lattice = Annotated[
+    int | None, _option("Perturbed inputs stay on so many steps of the range: 255 for 8-bit image files.", "LEVELS")
+]
 Limit = Annotated[int | None, _option("Only the first so many samples.")]
 BatchSize = Annotated[int, _option("Samples at a time; results do not depend on it.")]
+Save = Annotated[str | None, _option("Also write the perturbed images as files; with --lattice 255.", "png")]
 Seed = Annotated[int, _option("Seed of all random draws.")]
 Device = Annotated[str, _option("Where the network runs: cpu, cuda, ...")]
 Dtype = Annotated[str, _option("Number format: float32 or float64.")]
@@ -112,10 +170,24 @@ def valid_range(text: str | None) -> tuple[float, float] | Literal["data"] | Non
     return ends[0], ends[1]
 
 
+def fractions(flag: str, text: str | None) -> tuple[float, ...]:
+    """Read "0.5,1/255" as numbers."""
+
+    def read(part: str) -> float:
+        above, slash, below = part.partition("/")
+        return float(above) / float(below) if slash else float(above)
+
+    if text is None:
+        return ()
+    return tuple(
+        _number(flag, part, "numbers separated by commas, such as 0.5 or 1/255", read) for part in text.split(",")
+    )
+
+
 def _number(flag: str, text: str, expected: str, read: Callable[[str], float] = float) -> float:
     try:
         value = read(text)
-    except ValueError as error:
+    except (ValueError, ZeroDivisionError) as error:
         raise InputError(f"expected {flag} as {expected}, got {text!r}.") from error
     if math.isnan(value):
         raise InputError(f"expected {flag} as {expected}, got {text!r}.")

@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from epsball import networks
 from epsball.attack import Attack
 from epsball.errors import InputError
 from epsball.experiments.tasks import check_attack, check_target, check_task, partition
 from epsball.metrics.fooling import check_grid
-from epsball.recipes import find, recipe
+from epsball.models import Output, OwnSpec, Preprocessing, read_size, spec_of
+from epsball.networks import NetworkSpec
+from epsball.recipes import Recipe, find, recipe
 from epsball.validation import check_bounds, check_count, check_p, check_seed
 
 __all__ = ["COMMANDS", "RunConfig"]
@@ -27,27 +28,41 @@ DTYPES = ("float32", "float64")
 Model = Callable[[Tensor], Tensor]
 
 
+def _takes_steps(row: Recipe) -> bool:
+    """Tell whether the number of steps is chosen from outside."""
+    return row.iterative and "passes" not in row.options
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """What is run, without where the results go.
 
     command      "evaluate", "attack", "robustness" or "demo"
-    model        a network of the catalogue; weights: a file, None for those that come with epsball
-    data         a data set of the catalogue or a path, None for the network's own; data_root, limit: as in `data.load`
+    model        a network of the catalogue, or one's own as in `models.load_model`; weights: a file, None for those
+                 that come with epsball or with the model
+    data         a data set of the catalogue, a path, a URL or Python code, None for the network's own; data_root,
+                 limit, skip_bad, x_columns, y_columns: as in `data.load`
     attacks      names of the catalogue, in the order of the tables
     eps          increasing budgets; may be left empty where every attack is minimal-norm: then the grid comes from what
                  they find
     p            the norm order of all attacks: one whose norm is its own (random-l1: 1; random-l2: 2; random-linf and
                  group attacks: inf) is refused beside others
     steps        of every attack whose name and recipe leave it open; None: each recipe's own
+    passes       the budget of the attacks that divide it into steps themselves; None: each recipe's own
     groups, k    of group attacks: "pixels", "patches:4" or "channels", and how many of them change (a step, where there
                  are several)
     bounds       "data" for the range of the data set, a pair, or None for no range
+    lattice      perturbed inputs lie on the points lo + (hi - lo) k / lattice of the bounds, 255 for 8-bit images
+    save         "png": of an "attack" run, every perturbed image at the largest eps as a file too; needs lattice 255
     surrogates   networks that `ensemble` is crafted on; transfer: craft one attack on every network, judge on all
     task         "classification" or "regression"; None, and after construction never: the network's own
     target       of a regression run, the reference outputs y: "data", "input" (y = x) or "output" (y := f(x)); None:
                  the data's own where they have some, else the input for a network trained to give it back, else the
-                 output
+                 output. For a network whose inputs and outputs are both made of the data, such as grey images and
+                 colours, "data" stands for those outputs
+
+    mean, std, resize, channel_order  preprocessing inside the model, as in `models.Preprocessing`; resize as "224x224"
+    output       which part of the model's outputs counts, as in `models.Output`
 
     Raises InputError for whatever can be refused without reading a file.
     """
@@ -58,6 +73,7 @@ class RunConfig:
     eps: tuple[float, ...] = ()
     p: float = math.inf
     steps: int | None = None
+    passes: int | None = None
     bounds: tuple[float, float] | Literal["data"] | None = "data"
     data: str | None = None
     weights: str | None = None
@@ -67,19 +83,35 @@ class RunConfig:
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
+    lattice: int | None = None
+    save: str | None = None
     surrogates: tuple[str, ...] = ()
     transfer: bool = False
     task: str | None = None
     target: str | None = None
     groups: str = "pixels"
     k: int = 1
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
+    resize: str | None = None
+    channel_order: str = "rgb"
+    output: str | None = None
+    x_columns: tuple[str, ...] = ()
+    y_columns: tuple[str, ...] = ()
+    skip_bad: bool = False
 
     def __post_init__(self) -> None:
         """Refuse names, numbers and combinations that cannot be run."""
         if self.command not in COMMANDS:
             raise InputError(f"expected command as one of {', '.join(COMMANDS)}, got {self.command!r}.")
-        spec = networks.spec(self.model)
+        spec = spec_of(self.model, self.task)
         object.__setattr__(self, "task", check_task(self.task, spec, self.command))
+        if isinstance(spec, OwnSpec) and not self.data:
+            raise InputError(f"expected data for {self.model}, a model of your own, got none; give --data.")
+        size = None if self.resize is None else read_size(self.resize)
+        Preprocessing(self.mean or None, self.std or None, size, self.channel_order)
+        if self.output is not None:
+            Output(self.output)
         check_target(self.target, self.regresses)
         if self.dtype not in DTYPES:
             raise InputError(f"expected dtype as {' or '.join(DTYPES)}, got {self.dtype!r}.")
@@ -87,11 +119,18 @@ class RunConfig:
         check_seed(self.seed)
         check_count("batch_size", self.batch_size)
         check_count("k", self.k)
-        for name in ("steps", "limit"):
+        for name in ("steps", "passes", "limit", "lattice"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         if self.bounds != "data":
             check_bounds(self.bounds)
+        if self.save is not None and (self.save != "png" or self.command != "attack" or self.lattice != 255):
+            raise InputError(
+                f"expected save as 'png', in the command attack and with lattice=255, got save={self.save!r}, "
+                f"{self.command} and lattice={self.lattice}; what is rounded afterwards may no longer fool the model."
+            )
+        if self.bounds is None and self.lattice is not None:
+            raise InputError(f"expected bounds with lattice={self.lattice}, whose points lie between them; got none.")
         if self.eps:
             check_grid(self.eps)
         self._check_attacks()
@@ -116,7 +155,12 @@ class RunConfig:
             raise InputError(
                 f"expected eps, the budgets in units of x, for {budgeted[0]!r}, got none; give --eps 0.05."
             )
-        if self.steps is not None and not any(row.iterative and named is None for row, named in rows):
+        if self.passes is not None and not any("passes" in row.options for row, _ in rows):
+            raise InputError(
+                f"expected an attack with a budget of passes to use passes={self.passes}, got "
+                f"{', '.join(self.attacks)}; leave passes out, or add 'best' or 'nearest'."
+            )
+        if self.steps is not None and not any(_takes_steps(row) and named is None for row, named in rows):
             raise InputError(
                 f"expected an attack whose steps are open, got steps={self.steps} for {', '.join(self.attacks)}; "
                 "leave steps out, or name one such as 'pgd' or 'alg1-10'."
@@ -145,6 +189,17 @@ class RunConfig:
             _ = self.transferred
 
     @property
+    def spec(self) -> NetworkSpec:
+        """The catalogue's row of the model; of one's own model, one that leaves its shapes open."""
+        return spec_of(self.model, self.task)
+
+    @property
+    def wraps(self) -> bool:
+        """Whether the model is one's own, or has preprocessing or a choice of outputs around it."""
+        changed = (self.mean, self.std, self.resize, self.output) != ((), (), None, None) or self.channel_order != "rgb"
+        return changed or isinstance(self.spec, OwnSpec)
+
+    @property
     def regresses(self) -> bool:
         """Whether this is a regression run."""
         return self.task == "regression"
@@ -167,19 +222,32 @@ class RunConfig:
         return next((name for name in fit if find(name)[0].iterative), fit[0])
 
     def compose(
-        self, name: str, bounds: tuple[float, float] | None, surrogates: Sequence[Model], *, stop: str | None = None
+        self,
+        name: str,
+        bounds: tuple[float, float] | None,
+        surrogates: Sequence[Model],
+        *,
+        stop: str | None = None,
+        shape: tuple[int, ...] | None = None,
     ) -> Attack:
-        """Compose one of the attacks inside these bounds; its budget is set for each eps later."""
+        """Compose one of the attacks inside these bounds; its budget is set for each eps later.
+
+        shape: of a sample, where it is not the one that the network was made for.
+        """
         row, named = find(name)
         options: dict[str, Any] = {"surrogates": list(surrogates)} if "surrogates" in row.options else {}
+        if "passes" in row.options and self.passes is not None:
+            options["passes"] = self.passes
         if row.family == "groups":
-            options |= {"groups": partition(self.groups, networks.spec(self.model).input_shape), "k": self.k}
+            options |= {"groups": partition(self.groups, shape or self.spec.input_shape), "k": self.k}
         return recipe(
             name,
             p=self.p,
             eps=self.eps[-1] if self.eps else None,
-            steps=self.steps if row.iterative and named is None else None,
+            steps=self.steps if _takes_steps(row) and named is None else None,
             bounds=bounds,
+            # A bound of its own is known only with the data; then the set is composed again.
+            lattice=self.lattice if bounds is not None else None,
             stop=stop,
             **options,
         )

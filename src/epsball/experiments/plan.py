@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import os
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,9 @@ from epsball.attack import Attack
 from epsball.data import Dataset
 from epsball.errors import InputError
 from epsball.experiments.config import RunConfig
+from epsball.experiments.pictures import check_pictures
 from epsball.metrics.regression import model_outputs
+from epsball.models import OwnSpec, check_model_door, load_model, opened
 from epsball.validation import check_bounds_contain, check_class_range
 
 __all__ = ["LoadedModel", "Plan", "prepare", "value_range"]
@@ -33,16 +35,17 @@ class LoadedModel:
     digest: str
     parameters: int
     card: dict[str, Any] | None
+    details: dict[str, Any] = field(default_factory=dict)
 
     def describe(self) -> dict[str, Any]:
-        """Return the manifest's entry; digest is the sha256 of the weights file."""
+        """Return the manifest's entry; digest is the sha256 of the weights file, or of what `details` says instead."""
         return {
             "name": self.name,
             "summary": self.summary,
             "digest": self.digest,
             "parameters": self.parameters,
             "card": self.card,
-        }
+        } | self.details
 
 
 @dataclass(frozen=True)
@@ -70,28 +73,35 @@ class Plan:
 
 def prepare(config: RunConfig) -> Plan:
     """Read the data and the weights of a run and check that they fit each other; InputError if they do not."""
-    spec = networks.spec(config.model)
-    for name in config.surrogates:
-        other = networks.spec(name)
-        if (other.input_shape, other.outputs) != (spec.input_shape, spec.outputs):
-            raise InputError(
-                f"expected surrogates that take {spec.input_shape} and return {spec.outputs} scores as {spec.name} "
-                f"does, got {name} with {other.input_shape} and {other.outputs}; choose another."
-            )
+    spec = config.spec
+    if not config.wraps:
+        _check_surrogates(config, spec)
     device, dtype = _device(config.device), getattr(torch, config.dtype)
-    model = _load_model(config.model, config.weights, device, dtype)
+    if config.wraps:
+        model = _wrapped_model(config, device, dtype)
+    else:
+        model = _load_model(config.model, config.weights, device, dtype)
     surrogates = tuple(_load_model(name, None, device, dtype) for name in config.surrogates)
     dataset, of = _load_data(config, spec.data)
-    _check_shape(dataset, spec)
+    made = None
+    if config.wraps:
+        spec = _tried(config, spec, model, dataset, device, dtype)
+        _check_surrogates(config, spec)
+    else:
+        dataset, made = _inputs(dataset, spec)
     x, reference = dataset.x.to(dtype), None
     target: torch.Tensor | None
     if config.regresses:
-        target, reference = _reference(dataset, spec, config.target, x)
+        target, reference = _reference(dataset, made, spec, config.target, x)
+        if config.wraps and target is not None and target.dim() == 1:
+            target = target[:, None]  # as the wrapped model returns one number a sample
         _check_output(model, x, device, target, reference)
     else:
         target = _labels(dataset, spec)
     bounds = dataset.bounds if config.bounds == "data" else config.bounds
     check_bounds_contain(x, bounds)
+    if config.save is not None:
+        check_pictures(tuple(x.shape[1:]), bounds, config.lattice)
     return Plan(
         config=config,
         dataset=dataset,
@@ -102,7 +112,10 @@ def prepare(config: RunConfig) -> Plan:
         model=model,
         surrogates=surrogates,
         bounds=bounds,
-        attacks={name: config.compose(name, bounds, [s.module for s in surrogates]) for name in config.attacks},
+        attacks={
+            name: config.compose(name, bounds, [s.module for s in surrogates], shape=tuple(x.shape[1:]))
+            for name in config.attacks
+        },
         device=device,
         peak=value_range(x, dataset.bounds or bounds),
     )
@@ -125,23 +138,95 @@ def _load_model(name: str, weights: str | None, device: torch.device, dtype: tor
     )
 
 
+def _wrapped_model(config: RunConfig, device: torch.device, dtype: torch.dtype) -> LoadedModel:
+    """Load a model of one's own, or one of the catalogue with preprocessing or a choice of outputs around it."""
+    module = load_model(
+        config.model,
+        config.weights,
+        mean=config.mean or None,
+        std=config.std or None,
+        resize=config.resize,
+        channel_order=config.channel_order,
+        output=config.output,
+        device=device,
+    )
+    details = module.describe()
+    return LoadedModel(
+        name=config.model,
+        module=module.to(dtype=dtype),
+        summary=config.spec.summary,
+        digest=str(details.pop("digest", None) or ""),
+        parameters=sum(parameter.numel() for parameter in module.parameters()),
+        card=None,
+        details=details,
+    )
+
+
+def _tried(
+    config: RunConfig,
+    spec: networks.NetworkSpec,
+    model: LoadedModel,
+    dataset: Dataset,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> OwnSpec:
+    """Run the model forward and back on a sample or two, and return the row with the shapes that it has."""
+    shape = check_model_door(model.module, dataset.x[:2].to(device=device, dtype=dtype), config.model)
+    if not config.regresses and len(shape) != 1:
+        raise InputError(
+            f"expected {config.model} to return class scores (B, K), or one logit (B, 1), got (B, "
+            f"{', '.join(map(str, shape))}); choose a part with --output, such as --output '[:,0,0]' for the scores of "
+            "one pixel of a map, or give --task regression, which measures how far the whole output moves."
+        )
+    # One logit stands for two classes.
+    outputs = 2 if shape == (1,) and not config.regresses else math.prod(shape)
+    return opened(spec, tuple(dataset.x.shape[1:]), outputs)
+
+
+def _check_surrogates(config: RunConfig, spec: networks.NetworkSpec) -> None:
+    for name in config.surrogates:
+        other = networks.spec(name)
+        if (other.input_shape, other.outputs) != (spec.input_shape, spec.outputs):
+            raise InputError(
+                f"expected surrogates that take {spec.input_shape} and return {spec.outputs} scores as {spec.name} "
+                f"does, got {name} with {other.input_shape} and {other.outputs}; choose another."
+            )
+
+
 def _load_data(config: RunConfig, default: str) -> tuple[Dataset, int | None]:
     name = config.data or default
-    if name not in datasets.names() and os.path.isdir(name):
-        # A folder of images is read one by one: not more of them than asked for.
-        found = datasets.load(name, data_root=config.data_root, limit=config.limit)
-        return found, None if len(found) == config.limit else len(found)
-    whole = datasets.load(name, data_root=config.data_root)
-    return (whole if config.limit is None else whole.head(config.limit)), len(whole)
+    if name in datasets.names():
+        if config.x_columns or config.y_columns:
+            raise InputError(f"expected a Parquet file for x_columns and y_columns, got {name!r}; leave them out.")
+        whole = datasets.load(name, data_root=config.data_root)
+        return (whole if config.limit is None else whole.head(config.limit)), len(whole)
+    # Samples of a folder or a table are read one by one: not more of them than asked for.
+    found = datasets.load(
+        name,
+        data_root=config.data_root,
+        limit=config.limit,
+        skip_bad=config.skip_bad,
+        x_columns=config.x_columns,
+        y_columns=config.y_columns,
+    )
+    if found.total is not None:
+        return found, found.total
+    return found, None if len(found) == config.limit else len(found)
 
 
-def _check_shape(dataset: Dataset, spec: networks.NetworkSpec) -> None:
+def _inputs(dataset: Dataset, spec: networks.NetworkSpec) -> tuple[Dataset, torch.Tensor | None]:
+    """Return the samples that the network takes, and the reference outputs where both are made of the data."""
     shape = tuple(dataset.x.shape[1:])
-    if shape != spec.input_shape:
-        raise InputError(
-            f"expected samples of shape {spec.input_shape} for {spec.name}, got {shape} in {dataset.name}; use data "
-            f"of that shape, such as {spec.data!r}, or another network."
-        )
+    if spec.takes(shape):
+        return dataset, None
+    if spec.pairs is not None and len(shape) == 3 and spec.takes((spec.input_shape[0], *shape[1:])):
+        x, made = spec.pairs(dataset.x)
+        return replace(dataset, x=x), made
+    sizes = "" if spec.multiple is None else f", or of any height and width that are multiples of {spec.multiple}"
+    raise InputError(
+        f"expected samples of shape {spec.input_shape} for {spec.name}{sizes}, got {shape} in {dataset.name}; use data "
+        f"of that shape, such as {spec.data!r}, or another network."
+    )
 
 
 def _labels(dataset: Dataset, spec: networks.NetworkSpec) -> torch.Tensor:
@@ -158,13 +243,14 @@ def _labels(dataset: Dataset, spec: networks.NetworkSpec) -> torch.Tensor:
 
 
 def _reference(
-    dataset: Dataset, spec: networks.NetworkSpec, asked: str | None, x: torch.Tensor
+    dataset: Dataset, made: torch.Tensor | None, spec: networks.NetworkSpec, asked: str | None, x: torch.Tensor
 ) -> tuple[torch.Tensor | None, str]:
-    """Return the reference outputs, None for the model's own, and where they come from."""
+    """Return the reference outputs, None for the model's own, and where they come from; made: those of `_inputs`."""
     own = dataset.target if dataset.target is not None and dataset.target.is_floating_point() else None
     # Labels are no reference outputs; an autoencoder's input is one, since it was trained to give it back.
     kind = asked or ("data" if own is not None else "input" if spec.recipe.target_is_input else "output")
     if kind == "data":
+        own = made if own is None else own
         if own is None:
             raise InputError(
                 f"expected reference outputs (a floating y) in {dataset.name}, got "

@@ -22,6 +22,7 @@ from epsball.experiments.config import RunConfig
 from epsball.experiments.grid import distance_grid, spread
 from epsball.experiments.manifest import manifest
 from epsball.experiments.measures import distances_table, measure
+from epsball.experiments.pictures import PictureFolder
 from epsball.experiments.plan import Plan, prepare
 from epsball.experiments.storage import Archive, RunFolder, results_table, write_json, write_table
 from epsball.experiments.work import choose_examples, gather, slices
@@ -54,9 +55,9 @@ def run(
 ) -> RunResult:
     """Run the configuration and write results.parquet, manifest.json, examples.npz, figures and report.html to `out`.
 
-    "attack" also writes perturbed.npz, "robustness" distances.parquet. The folder is filled when all is there, or stays
-    as it was. Raises InputError for whatever does not fit, before any work, and for a folder with other results unless
-    `overwrite`; a demo replaces an earlier one.
+    "attack" also writes perturbed.npz, and PNG files where asked for, "robustness" distances.parquet. The folder is
+    filled when all is there, or stays as it was. Raises InputError for whatever does not fit, before any work, and for
+    a folder with other results unless `overwrite`; a demo replaces an earlier one.
     """
     for module, package in (("pyarrow.parquet", "pyarrow"), ("matplotlib", "matplotlib"), ("jinja2", "jinja2")):
         require(module, package, "a run with its report")
@@ -74,7 +75,8 @@ def run(
             if config.command == "attack":
                 path = folder.path / "perturbed.npz"
                 saved = stack.enter_context(PerturbedFile(path, work, largest))
-            chunks = _attack(plan, work, examples, saved, progress)
+            pictures = PictureFolder(folder.path / "png", largest) if config.save == "png" else None
+            chunks = _attack(plan, work, examples, saved, pictures, progress)
         measured = _measure(plan, work, chunks, progress) if config.command == "robustness" else None
         grid = config.eps or distance_grid(chunks)
         if not work.eps:
@@ -111,7 +113,12 @@ def _jobs(plan: Plan, work: Work) -> Iterator[Job]:
 
 
 def _attack(
-    plan: Plan, work: Work, examples: Examples, saved: PerturbedFile | None, progress: Progress | None
+    plan: Plan,
+    work: Work,
+    examples: Examples,
+    saved: PerturbedFile | None,
+    pictures: PictureFolder | None,
+    progress: Progress | None,
 ) -> list[Chunk]:
     """Do all jobs; of the perturbed inputs only the examples stay, and those that go to the file."""
     chunks: list[Chunk] = []
@@ -124,6 +131,8 @@ def _attack(
             examples.take(outcome)
             if saved is not None:
                 saved.take(outcome)
+            if pictures is not None:
+                pictures.take(outcome, work.sample_id[outcome.job.rows].numpy())
         spent += cost
         if progress is not None:
             progress(outcome.job.name, outcome.job.rows.stop, len(work.x), spent / sum(costs))

@@ -21,7 +21,7 @@ from epsball.errors import InputError
 __all__ = ["Archive", "RunFolder", "results_table", "write_json", "write_table"]
 
 NAMES = (
-    *("results.parquet", "distances.parquet", "examples.npz", "perturbed.npz", "figures", "report.html"),
+    *("results.parquet", "distances.parquet", "examples.npz", "perturbed.npz", "png", "figures", "report.html"),
     "manifest.json",  # the last: it says that the rest is complete
 )
 # These, error_increase and psnr_out belong to one task only: they are null in the other.

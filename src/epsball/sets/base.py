@@ -12,6 +12,7 @@ from torch import Tensor
 
 from epsball.errors import InputError
 from epsball.randomness import Generators
+from epsball.sets._lattice import check_lattice, check_on_lattice
 from epsball.tensors import dot
 from epsball.validation import check_bounds, check_eps
 
@@ -35,11 +36,14 @@ class ConstraintSet(ABC):
     # Fields of the concrete sets, which are frozen dataclasses and order them as their callers expect.
     eps: float | Tensor
     bounds: Bounds | None
+    #: Levels of the lattice on which perturbed inputs lie: lo + (hi - lo) k / lattice; None: anywhere.
+    lattice: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse a set that has no meaning."""
         check_eps(self.eps)
         check_bounds(self.bounds)
+        check_lattice(self.lattice, self.bounds)
 
     @abstractmethod
     def lmo(self, g: Tensor, x: Tensor) -> Tensor:
@@ -100,6 +104,28 @@ class ConstraintSet(ABC):
         """Refuse a batch that the set does not fit: a wrong number of eps, weights or groups of another shape."""
         self.size(x[:0])
         self.eps_of(x)
+        if self.lattice is not None:
+            check_on_lattice(x, self.lattice, cast(tuple[float, float], self.bounds))
+
+    def place(self, x: Tensor, eta: Tensor) -> Tensor:
+        """Return x + η, brought back by the rounding error of the addition where it left the bounds; (B, *S).
+
+        With a lattice, a point of it near x + η whose perturbation is in the set.
+        """
+        if self.lattice is not None:
+            return self.snapped(x, eta)
+        moved = x + eta
+        if self.bounds is None:
+            return moved
+        lo, hi = self.bounds
+        if not isinstance(lo, Tensor) and not isinstance(hi, Tensor):
+            return torch.clamp(moved, lo, hi)
+        low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in (lo, hi))
+        return torch.clamp(moved, low, high)
+
+    def snapped(self, x: Tensor, eta: Tensor) -> Tensor:
+        """Return a point of the lattice near x + η whose perturbation is in the set, (B, *S)."""
+        raise NotImplementedError
 
     def prepare(self, x: Tensor) -> ConstraintSet:
         """Return the set with what it needs to know of the unperturbed inputs."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import Tensor
 
 from epsball.errors import InputError
 from epsball.randomness import Generators, as_generators
+from epsball.sets._lattice import snap
 from epsball.sets._waterfill import fill_gap
 from epsball.sets._weights import divided, weights_of
 from epsball.sets.base import ConstraintSet
@@ -30,8 +31,8 @@ class Groups(ConstraintSet):
 
     groups: `eb.pixels(channel_dim=1)`, `eb.patches(size)`, `eb.channels()`, a tensor of group numbers of the shape of
     one sample, or lists of entry numbers. weights: w ≥ 0 of the shape of one sample, 1 by default; an entry of weight 0
-    is frozen. The set is not convex, but its linear problem is exact for every k: the k groups with the largest sum of
-    |g_i| min(ε w_i, c_i), each entry at its end. So is the Euclidean projection.
+    is frozen. lattice: as in `LpBall`. The set is not convex, but its linear problem is exact for every k: the k groups
+    with the largest sum of |g_i| min(ε w_i, c_i), each entry at its end. So is the Euclidean projection.
 
     Source: equations (22) and (23) of Balda, Behboodi, Mathar (2018), extended to k groups and bounds.
     """
@@ -45,6 +46,7 @@ class Groups(ConstraintSet):
     used: Tensor | None = field(default=None, repr=False)  # (B, number of groups) bool: may not change any more
     left: Tensor | None = field(default=None, repr=False)  # (B,): how many more groups may change, at most k
     weights: Tensor | None = None
+    lattice: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse k < 1, negative weights, and groups that overlap or leave entries out."""
@@ -99,6 +101,12 @@ class Groups(ConstraintSet):
         chosen = self._best(weight * torch.minimum(limit, expand(high, x)))
         t = fill_gap((weight * chosen).flatten(1), cap.flatten(1), gap, math.inf).view_as(x)
         return g.sign() * t * w
+
+    def snapped(self, x: Tensor, eta: Tensor) -> Tensor:
+        """Return a point of the lattice near x + η whose perturbation is in the set: groups at zero stay; (B, *S)."""
+        weights = None if self.weights is None else weights_of(self.weights, x)
+        bounds = cast(tuple[float, float], self.bounds)
+        return snap(x, eta, self.lattice or 1, bounds, self.eps_of(x), math.inf, weights)
 
     def size(self, eta: Tensor) -> Tensor:
         """Compute ‖η / w‖_∞, (B,): what eps limits; inf where a frozen entry moved."""

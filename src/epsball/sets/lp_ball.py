@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from epsball.errors import InputError
 from epsball.randomness import Generators, as_generators
+from epsball.sets._lattice import snap
 from epsball.sets._project import project_lp
 from epsball.sets._waterfill import fill_budget, fill_gap
 from epsball.sets._weights import divided, weights_of
@@ -27,7 +29,9 @@ class LpBall(ConstraintSet):
     """C(x) = {η : ‖η / w‖_p ≤ ε, lo ≤ x + η ≤ hi}, the ball (not the sphere).
 
     p: any real number in [1, inf]. eps: the radius in units of x, a number or (B,). bounds: (lo, hi) or None.
-    weights: w ≥ 0 of the shape of one sample; an entry of weight 0 is frozen.
+    weights: w ≥ 0 of the shape of one sample; an entry of weight 0 is frozen. lattice: perturbed inputs lie on the
+    points lo + (hi - lo) k / lattice, 255 for 8-bit images: problems are solved without it, and their solutions are
+    judged at points of it inside the set.
 
     lmo, support and smallest are exact for every p, also inside the bounds (sorted breakpoints, no iteration). project
     is exact for p in {1, inf}, and for p = 2 without weights; otherwise Newton's method on one multiplier, to rounding.
@@ -39,6 +43,7 @@ class LpBall(ConstraintSet):
     eps: float | Tensor = math.inf
     bounds: tuple[float | Tensor, float | Tensor] | None = None
     weights: Tensor | None = None
+    lattice: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse p < 1, a negative eps, reversed bounds, negative weights."""
@@ -142,6 +147,12 @@ class LpBall(ConstraintSet):
             unit = streams.fork(2).coin(shape, x.dtype) * entry / expand(total, x)
         eta = unit * expand(eps, x) if self.weights is None else unit * expand(eps, x) * self._w(x)
         return eta if self.bounds is None else torch.clamp(eta, *self.room(x))
+
+    def snapped(self, x: Tensor, eta: Tensor) -> Tensor:
+        """Return a point of the lattice near x + η whose perturbation is in the ball, (B, *S)."""
+        weights = None if self.weights is None else self._w(x)
+        bounds = cast(tuple[float, float], self.bounds)
+        return snap(x, eta, self.lattice or 1, bounds, self.eps_of(x), self.p, weights)
 
     def step(self, share: float, eta: Tensor) -> LpBall:
         """Return the ball of radius share · ε: the triangle inequality keeps the sum of the steps inside."""

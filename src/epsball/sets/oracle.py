@@ -184,6 +184,10 @@ class Oracle(ConstraintSet):
         """The base set's bounds."""
         return self.base.bounds
 
+    def place(self, x: Tensor, eta: Tensor) -> Tensor:
+        """Return x + η where the base set places it, (B, *S)."""
+        return self.base.place(x, eta)
+
     def check(self, x: Tensor) -> None:
         """Refuse a batch that the base does not fit or for which the oracle gives no scores."""
         self.base.check(x)
