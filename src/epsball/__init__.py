@@ -1,5 +1,6 @@
 """Worst-case perturbations of differentiable models as convex programs, and how robust the model is."""
 
+from epsball import adapters
 from epsball.attack import Attack
 from epsball.errors import EpsballWarning, InputError, Status
 from epsball.local_models import Linear, Quadratic
@@ -61,6 +62,7 @@ __all__ = [
     "TargetedMargin",
     "TrueScore",
     "UpperBound",
+    "adapters",
     "channels",
     "first_order_distance",
     "fooling_curve",

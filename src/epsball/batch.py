@@ -95,6 +95,7 @@ class Batch:
     objective: Objective
     streams: Generators
     slope: Tensor | None = None  # what a unit of budget gained on each of the objective's pieces when last computed
+    best: tuple[Tensor, Tensor] | None = None  # the η (B, *S) with the largest gain so far, and that gain (B,)
     radius: Radius | None = None  # of a minimal-norm search
     rate: float = 0.0  # how fast the radius moves at the first step
 
@@ -125,14 +126,30 @@ class Batch:
             self.objective.take(index),
             self.streams.take(index),
             None if self.slope is None else self.slope[index],
+            None if self.best is None else (self.best[0][index], self.best[1][index]),
             None if self.radius is None else self.radius.take(index),
             self.rate,
         )
 
+    def keep(self, outputs: Tensor) -> None:
+        """Remember where the samples stand if no gain was larger so far; outputs (B, *O) are those at this point."""
+        gain = self.objective.gain(outputs, self.target)
+        if self.best is None:
+            self.best = self.eta, gain
+            return
+        better = ~(gain <= self.best[1])
+        self.best = (
+            torch.where(expand(better, self.eta), self.eta, self.best[0]),
+            torch.where(better, gain, self.best[1]),
+        )
+
     def search(self, state: State, rate: float) -> None:
-        """Begin a minimal-norm search: from zero, with what earlier attempts found as the size to beat."""
+        """Begin a minimal-norm search with what earlier attempts found as the size to beat.
+
+        From zero, or from where the samples stand that have found nothing.
+        """
         self.radius, self.rate = Radius.of(self.eta, state.size[self.index], rate), rate
-        self.eta = torch.zeros_like(self.eta)
+        self.eta = torch.where(expand(self.radius.found, self.eta), 0.0, self.eta)
 
     def start(self, *, boundary: bool) -> Tensor:
         """Draw a random point of the set, of a minimal-norm search within the size to beat; (B, *S)."""
@@ -141,7 +158,7 @@ class Batch:
             inside = inside.with_eps(torch.where(self.radius.found, self.radius.value, 0.0))
         return inside.sample(self.x, self.streams.fork(0), boundary=boundary)
 
-    def follow(self, radius: Radius, expansion: Expansion, share: float) -> Tensor:
+    def follow(self, radius: Radius, expansion: Expansion, point: Tensor, share: float) -> Tensor:
         """Let the radius follow what was found at the current point and limit the set; return who is done, (B,)."""
         if expansion.value.shape[1] != 1:
             raise InputError(
@@ -150,14 +167,16 @@ class Batch:
                 'use eb.Margin("runner-up") or eb.Ranked(first=eb.Margin("runner-up")).'
             )
         success = self.objective.success(expansion.outputs, self.target)
+        # On a lattice, what was judged is not the point that the steps go on from.
+        eta = self.eta if self.constraint.lattice is None else point - self.x
         value, gradient = expansion.value[:, 0], expansion.gradient[:, 0]
-        radius.follow(self.constraint, self.eta, success, value, gradient, self.rate * share)
+        radius.follow(self.constraint, self.x, eta, success, value, gradient, self.rate * share)
         self.constraint = self.constraint.with_eps(radius.value)
         return radius.size == 0
 
     def leave(self, state: State, which: Tensor) -> None:
         """Write the perturbations of the samples that leave: the point reached, or the smallest success of a search."""
-        index, eta = self.index[which], self.eta[which]
+        index, eta = self.index[which], (self.eta if self.best is None else self.best[0])[which]
         if self.radius is not None:
             best = self.radius.take(which.nonzero()[:, 0])
             eta = torch.where(expand(best.found, eta), best.eta, eta)
@@ -187,12 +206,5 @@ class Batch:
 
 
 def place(x: Tensor, eta: Tensor, constraint: ConstraintSet) -> Tensor:
-    """Return x + η, brought back by the rounding error of the addition where it left the bounds."""
-    moved = x + eta
-    if constraint.bounds is None:
-        return moved
-    lo, hi = constraint.bounds
-    if not isinstance(lo, Tensor) and not isinstance(hi, Tensor):
-        return torch.clamp(moved, lo, hi)
-    low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in (lo, hi))
-    return torch.clamp(moved, low, high)
+    """Return the perturbed inputs, (B, *S): x + η inside the bounds, on the set's lattice where it has one."""
+    return constraint.place(x, eta)

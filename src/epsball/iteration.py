@@ -38,13 +38,14 @@ def attempt(
         batch.search(state, formulation.rate)
     if not formulation.uses_model or random:
         batch.eta = batch.start(boundary=not formulation.uses_model)
+    at_x = not random and not formulation.follows
     for step in range(steps if formulation.uses_model else 0):
         point = offset = place(batch.x, batch.eta, batch.constraint)
         dithered = dithers[step] > 0
         if dithered:
             offset_by = batch.constraint.dither(point, dithers[step], batch.streams.fork(step + 1))
             point = place(point, offset_by, batch.constraint)
-        if step == 0 and not dithered and not random and len(batch.index) == len(problem.x):
+        if step == 0 and at_x and not dithered and len(batch.index) == len(problem.x):
             expansion = problem.first(attack.local_model, shared)
         else:
             # At a dithered point the values are not those around which the problem is solved.
@@ -54,7 +55,9 @@ def attempt(
         if stops and not dithered:
             done = batch.objective.success(expansion.outputs, batch.target)
         if isinstance(expansion, Expansion) and batch.radius is not None:
-            done = batch.follow(batch.radius, expansion, shares[step] / shares[0])
+            done = batch.follow(batch.radius, expansion, point, shares[step] / shares[0])
+        if schedule.keep == "best":
+            batch.keep(expansion.outputs)
         finite, flat = expansion.finite_and_flat()
         state.count(batch.index, expansion.spent())
         broken = ~finite
@@ -74,7 +77,9 @@ def attempt(
             point, offset = point[left], offset[left]
         if dithered:
             expansion = expansion.around(point - offset)
-        updated, feasible = _step(attack, problem, batch, state, expansion, offset, step, shares[step])
+        updated, feasible = _step(
+            attack, problem, batch, state, expansion, offset, step, shares[step], last=step == steps - 1
+        )
         if isinstance(expansion, GaussNewton):
             state.count(batch.index, expansion.spent())
         state.feasible[batch.index] = feasible
@@ -86,6 +91,9 @@ def attempt(
             batch = batch.take((~stuck).nonzero()[:, 0])
             if len(batch.index) == 0:
                 return
+    if schedule.keep == "best":
+        batch.keep(problem.craft_outputs(place(batch.x, batch.eta, batch.constraint)))
+        state.forwards[batch.index] += 1
     batch.leave(state, torch.ones(len(batch.index), dtype=torch.bool, device=batch.eta.device))
 
 
@@ -98,12 +106,19 @@ def _step(
     point: Tensor,
     step: int,
     share: float,
+    *,
+    last: bool,
 ) -> tuple[Tensor, Tensor]:
     """Solve one local problem around x + η and return the new η (B, *S), and whether there was a solution."""
     local = batch.constraint.at(batch.x, batch.eta)
     limited = batch.limited(attack, local, share)
+    whole = False
+    if last and attack.schedule.keep == "best" and isinstance(expansion, Expansion):
+        # The problem over the whole set, from x: exact on affine models.
+        whole = True
+        expansion, limited, point = expansion.around(batch.eta), local.total(batch.eta), batch.x
     solution = attack.formulation.solve(expansion, limited, point, batch.streams.fork(step + 1, _SOLVER))
-    delta = solution.delta
+    delta = solution.delta - batch.eta if whole else solution.delta
     if solution.mirror is not None:
         delta = _better(problem, batch, state, delta, solution.mirror)
     updated = batch.eta + delta
@@ -122,8 +137,7 @@ def _better(problem: Problem, batch: Batch, state: State, delta: Tensor, mirror:
     """Choose between two steps that the local model holds for equal, on the model itself."""
     gains = []
     for step in (delta, mirror):
-        with torch.no_grad():
-            outputs = problem.craft(place(batch.x, batch.eta + step, batch.constraint))
+        outputs = problem.craft_outputs(place(batch.x, batch.eta + step, batch.constraint))
         gains.append(batch.objective.gain(outputs, batch.target))
         state.forwards[batch.index] += 1
     return torch.where(expand(gains[1] > gains[0], delta), mirror, delta)

@@ -81,6 +81,11 @@ class Problem:
             outputs = self.judge(x)
         return two_class(outputs) if self.classifies else outputs
 
+    def craft_outputs(self, x: Tensor) -> Tensor:
+        """Compute the outputs that are linearised, without a graph."""
+        with torch.no_grad():
+            return self.craft(x)
+
     def craft(self, x: Tensor) -> Tensor:
         """Compute the outputs that are linearised."""
         outputs = self.crafter(x)

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor
 
 from epsball.sets.base import ConstraintSet
-from epsball.tensors import expand
+from epsball.solvers.shrinking import OVERSHOOT
+from epsball.tensors import dot, expand
 
 __all__ = ["Radius"]
 
+_FAR = 1e18
 _LEAST = 0.001  # how far the radius moves at the last steps, as a share of itself
 
 
@@ -46,15 +48,29 @@ class Radius:
         return smaller
 
     def follow(
-        self, constraint: ConstraintSet, eta: Tensor, success: Tensor, value: Tensor, gradient: Tensor, rate: float
+        self,
+        constraint: ConstraintSet,
+        x: Tensor,
+        eta: Tensor,
+        success: Tensor,
+        value: Tensor,
+        gradient: Tensor,
+        rate: float,
     ) -> None:
-        """Move the radius after a linearisation at η with this value (B,) and gradient (B, *S) of the gain."""
+        """Move the radius after a linearisation at x + η with this value (B,) and gradient (B, *S) of the gain."""
         size = constraint.size(eta).to(value.dtype)
         self.offer(eta, size, success)
-        # Nothing found yet: as far as the linear model says, and never less far than before.
-        floor = 16.0 * torch.finfo(value.dtype).eps * (1.0 + size)
-        reach = (size + constraint.least_size(gradient, -value).to(value.dtype)).clamp_max(1e18) + floor
-        known = torch.where(self.value.isfinite(), self.value, 0.0)
+        known, rows = torch.where(self.value.isfinite(), self.value, 0.0), (~self.found).nonzero()[:, 0]
+        reach = known.clone()
+        if len(rows):
+            # Nothing found yet: as far as the linear model says, from x or from here, and no less far than before.
+            part, slope, gap = constraint.take(rows), gradient[rows], -(1.0 + OVERSHOOT) * value[rows]
+            needed = gap + dot(slope, eta[rows])
+            whole = part.smallest(slope, needed, x[rows])
+            within, inside = needed - dot(slope, whole) <= 1e-3 * gap, part.size(whole).to(value.dtype)
+            onward = size[rows] + part.least_size(slope, gap).to(value.dtype).clamp_max(_FAR)
+            # Where the box falls short, the distance is between the one without bounds and that to its corner.
+            reach[rows] = onward.maximum(torch.where(within, inside, (onward * inside).sqrt()))
         rate += _LEAST
         moved = torch.where(success, torch.minimum(self.value, self.size) * (1.0 - rate), self.value * (1.0 + rate))
         # Another point as large as the smallest success would be no gain.

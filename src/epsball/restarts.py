@@ -13,6 +13,7 @@ from epsball.objectives import Margin, Objective, Ranked
 from epsball.problem import Problem
 from epsball.result import AttackResult
 from epsball.sets.base import ConstraintSet
+from epsball.solvers import ShrinkingBall
 from epsball.tensors import expand
 
 __all__ = ["run"]
@@ -60,15 +61,22 @@ def _search(
     attack: Parts, problem: Problem, constraint: ConstraintSet, state: State, everyone: Tensor, *, shared: bool
 ) -> None:
     """Make the attempts of a minimal-norm search, each with the sizes of those before it to beat, and polish."""
+    formulation, objective = attack.formulation, problem.objective
+    passes = attack.schedule.steps + (attack.schedule.restarts - 1) * attack.schedule.length(1)
+    if isinstance(objective, Ranked) and isinstance(formulation, ShrinkingBall) and passes >= formulation.ranked_from:
+        batch = Batch.of(problem, constraint, state, problem.streams, everyone)
+        expansion = _linearised(problem, objective.ranking, batch, state)
+        order, state.eta = formulation.smallest(expansion, batch.constraint, batch.x)
+        state.eta = torch.where(expand(objective.success(expansion.outputs, problem.target), state.eta), 0.0, state.eta)
+        labels = objective.ranking.chosen(expansion.outputs, problem.target).gather(1, order)
+        problem = problem.turned(objective.ranked(labels, everyone, len(everyone)))
     active = everyone
     for number in range(attack.schedule.restarts):
         _one(attack, problem, constraint, state, active, number, stops=False, shared=shared)
-        active = (state.size > 0).nonzero()[:, 0] if number == 0 else active
+        active = active[state.size[active] > 0]
         if len(active) == 0:
             return
-        if number == 0 and attack.schedule.restarts > 1:
-            problem = _ranked(attack, problem, constraint, state, active)
-    for _ in range(attack.formulation.polish):
+    for _ in range(formulation.polish):
         active = _polish(attack, problem, constraint, state, active)
         if len(active) == 0:
             return
@@ -150,7 +158,10 @@ def _polish(attack: Parts, problem: Problem, constraint: ConstraintSet, state: S
     for share in (1.0, 0.5):
         # Convex sets: on the way from one to the other no size is above the larger.
         eta = batch.eta + share * (whole - batch.eta)
-        outputs = problem.outputs(place(batch.x, eta, constraint))
+        placed = place(batch.x, eta, batch.constraint)
+        if constraint.lattice is not None:
+            eta = placed - batch.x
+        outputs = problem.outputs(placed)
         state.forwards[active] += 1
         own = batch.constraint.size(eta).to(size.dtype)
         rounding = 64.0 * torch.finfo(size.dtype).eps

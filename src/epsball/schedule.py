@@ -18,15 +18,18 @@ class Schedule:
     """How the linearised problems are iterated; sizes are shares of ε, so that one schedule serves every budget.
 
     steps: T, the number of linearisations. step_size: the share of ε that each step may take, a number or one for each
-    step, or "falling": 2 (1 - t/T)², from twice the ball down to nothing; 1/T by default. dither: the radius ε̃ of the random offset at which each step linearises, as a share of ε, a
-    number or one for each step; None: ε/T for objectives that do not classify, whose gradient may be zero at x, and
-    none for those that do. random_start: begin at a random point of the set.
+    step, or "falling": 2 (1 - t/T)², from twice the ball down to nothing; 1/T by default. dither: the radius ε̃ of the
+    random offset at which each step linearises, as a share of ε, a number or one for each step; None: ε/T for
+    objectives that do not classify, whose gradient may be zero at x, and none for those that do. random_start: begin at
+    a random point of the set.
     update: "accumulate" adds the steps (the sum of the shares is at most 1, so the triangle inequality keeps it in the
     ball: Algorithm 1); "project" projects onto the set after each step, of any size (Madry's PGD).
     stop: "success" leaves a sample at its first success and drops it from the batch, "never" takes all steps; by
     default "success" for objectives that classify. A step that is dithered does not see the point it starts from, so
     with dither at every step a success shows only at the end. restarts: attempts with new random draws, the best kept.
-    restart_steps: T of the attempts after the first, the same by default.
+    restart_steps: T of the attempts after the first, the same by default. keep: of an attempt's points the "last", or
+    the "best", the one with the largest gain (one more forward pass; no dither): then the last step solves the problem
+    over the whole set anew, from x instead of from the current point, so that affine models are solved exactly.
     """
 
     steps: int = 1
@@ -37,6 +40,7 @@ class Schedule:
     stop: Literal["success", "never"] | None = None
     restarts: int = 1
     restart_steps: int | None = None
+    keep: Literal["last", "best"] = "last"
 
     def __post_init__(self) -> None:
         """Refuse schedules that cannot be run or that would leave the ball."""
@@ -48,6 +52,10 @@ class Schedule:
             raise InputError(f'expected update as "accumulate" or "project", got {self.update!r}.')
         if self.stop not in ("success", "never", None):
             raise InputError(f'expected stop as "success", "never" or None, got {self.stop!r}.')
+        if self.keep not in ("last", "best"):
+            raise InputError(f'expected keep as "last" or "best", got {self.keep!r}.')
+        if self.keep == "best" and (self.update != "project" or any(self.dithers(True))):
+            raise InputError('expected keep="best" with update="project" and without dither; leave keep out.')
         for steps in (self.steps, self.length(1)):
             self._check_sizes(steps)
 

@@ -2,6 +2,7 @@
 
 from epsball.metrics.distance import Robustness, first_order_distance, robustness
 from epsball.metrics.fooling import FoolingCurve, fooling_curve, sweep
+from epsball.metrics.optimality import optimality
 from epsball.metrics.psnr import psnr
 from epsball.metrics.regression import PsnrCurve, psnr_curve
 
@@ -11,6 +12,7 @@ __all__ = [
     "Robustness",
     "first_order_distance",
     "fooling_curve",
+    "optimality",
     "psnr",
     "psnr_curve",
     "robustness",

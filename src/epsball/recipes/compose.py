@@ -20,7 +20,7 @@ from epsball.validation import check_count
 __all__ = ["recipe"]
 
 # What every recipe takes, and what other libraries call it.
-_COMMON = ("p", "eps", "steps", "bounds", "weights", "groups", "k", "restarts", "stop")
+_COMMON = ("p", "eps", "steps", "bounds", "weights", "lattice", "groups", "k", "restarts", "stop")
 _ELSEWHERE = {
     "p": ("norm", "ord", "order"),
     "eps": ("epsilon", "epsilons", "radius", "budget", "max_norm"),
@@ -39,6 +39,7 @@ def recipe(
     steps: int | None = None,
     bounds: tuple[float | Tensor, float | Tensor] | None = None,
     weights: Tensor | None = None,
+    lattice: int | None = None,
     groups: Partition | Tensor | Sequence[Sequence[int]] | None = None,
     k: int = 1,
     restarts: int = 1,
@@ -50,10 +51,10 @@ def recipe(
     name: a row of `epsball.recipes()`; where it ends in "-T", with the number of steps: "alg1-10". p: the norm order,
     inf by default (the random baselines fix it). eps: the budget in units of x; not needed by minimal-norm recipes,
     where it only limits what counts as a success. steps: T, where the name does not say it. bounds: the valid input
-    range or None. weights: of `LpBall` or `Groups`. groups, k: of `Groups`, for group recipes; by default one pixel, of
-    flat samples (B, M) one entry; "linear-pixel-T" changes k new groups a step. restarts and stop: as in `Schedule`.
-    options: what the row lists, such as label= for "targeted", surrogates= for "ensemble", dither= (a share of eps) for
-    "alg1-T", memory= (GB) for the quadratic ones.
+    range or None. weights, lattice: of `LpBall` or `Groups`. groups, k: of `Groups`, for group recipes; by default one
+    pixel, of flat samples (B, M) one entry; "linear-pixel-T" changes k new groups a step. restarts and stop: as in
+    `Schedule`. options: what the row lists, such as label= for "targeted", surrogates= for "ensemble", dither= (a share
+    of eps) for "alg1-T", memory= (GB) for the quadratic ones, passes= for "best" and "nearest".
     Raises InputError for an unknown name or an option the row does not have.
     """
     row, named = find(name)
@@ -82,7 +83,9 @@ def recipe(
         changes["dither"] = options["dither"]
     model = {name: options[name] for name in ("memory", "products") if name in options}
     return Attack(
-        constraint=_constraint(row, p, eps, bounds, weights, groups, k * count if row.family == "groups" else k),
+        constraint=_constraint(
+            row, p, eps, bounds, weights, lattice, groups, k * count if row.family == "groups" else k
+        ),
         objective=objective,
         local_model=replace(row.local_model, **model) if model else row.local_model,
         formulation=row.formulation,
@@ -130,6 +133,7 @@ def _constraint(
     eps: float | Tensor | None,
     bounds: tuple[float | Tensor, float | Tensor] | None,
     weights: Tensor | None,
+    lattice: int | None,
     groups: Partition | Tensor | Sequence[Sequence[int]] | None,
     k: int,
 ) -> ConstraintSet:
@@ -138,8 +142,8 @@ def _constraint(
         if p not in (None, math.inf):
             raise InputError(f"{row.name!r} changes groups by at most eps in each entry (p = inf), got p={p!r}.")
         chosen = pixels_or_entries() if groups is None else groups
-        return Groups(chosen, k=k, eps=budget, bounds=bounds, weights=weights)
+        return Groups(chosen, k=k, eps=budget, bounds=bounds, weights=weights, lattice=lattice)
     if groups is not None:
         raise InputError(f"{row.name!r} is no group recipe; leave groups out or use one whose name contains 'pixel'.")
     order = row.order if row.order is not None else math.inf if p is None else p
-    return LpBall(p=order, eps=budget, bounds=bounds, weights=weights)
+    return LpBall(p=order, eps=budget, bounds=bounds, weights=weights, lattice=lattice)

@@ -2,38 +2,45 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
-from epsball.objectives import CrossEntropy, Margin, Objective, Ranked
+from epsball.objectives import CrossEntropy, Margin, Ranked
 from epsball.recipes.row import Recipe
 from epsball.schedule import Schedule
 from epsball.solvers import ShrinkingBall
 
 __all__ = ["SEARCH"]
 
-_RANKING = 5  # passes: nine gradients from one forward pass
+_RANKING = 5  # passes that a ranking takes: nine gradients from one forward pass
+_POLISHING = 2  # passes that the polish and the judging of a search take
 _FIRST = 0.4  # share of the passes that the untargeted attempt takes
-_SPARSE = 400  # passes below which p = 1 takes one attempt: its steps move few entries, and it needs many
 _LEAST = 18  # steps of the others, below which longer ones gain more than further ones
+_SPARSE = 400  # passes below which p = 1 takes one attempt: its steps move few entries, and it needs many
 
 
-def _objective(first: Objective, options: dict[str, Any]) -> Objective:
-    return Ranked(first, options.get("classes", 9))
+def _spend(passes: int, *, sparse: bool = False, nearest: bool = False) -> Schedule:
+    """Divide the passes into attempts with falling steps: one untargeted, then one a class.
 
-
-def _spend(passes: int) -> Schedule:
-    """Divide the passes into attempts with falling steps: one untargeted, then one a class."""
+    Where there is but one attempt, `best` ranks nothing, and `nearest` where it pays.
+    """
+    if nearest:
+        passes = max(1, passes - _POLISHING)
     first = int(_FIRST * passes)
     left = passes - _RANKING - first
-    others = left // max(_LEAST, int(1.6 * left**0.5)) if left > 0 else 0
-    if others == 0:
-        return Schedule(steps=passes, step_size="falling", update="project")
-    steps = left // others
-    return Schedule(steps=first, step_size="falling", update="project", restarts=1 + others, restart_steps=steps)
-
-
-def _sparse(passes: int) -> Schedule:
-    return _spend(passes) if passes >= _SPARSE else Schedule(steps=passes, step_size="falling", update="project")
+    others = left // max(_LEAST, int(1.6 * left**0.5)) if left > 0 and (passes >= _SPARSE or not sparse) else 0
+    if others:
+        steps, restarts, length = first, 1 + others, left // others
+    else:
+        ranks = nearest and passes >= ShrinkingBall.ranked_from + _RANKING
+        steps, restarts, length = passes - (_RANKING if ranks else 0), 1, None
+    return Schedule(
+        steps=steps,
+        step_size="falling",
+        update="project",
+        restarts=restarts,
+        restart_steps=length,
+        keep="last" if nearest else "best",
+    )
 
 
 SEARCH = (
@@ -41,20 +48,20 @@ SEARCH = (
         "best",
         "the strongest within a budget: cross-entropy, then class after class as the linear model ranks them",
         "this library",
-        lambda o: _objective(CrossEntropy(), o),
+        lambda o: Ranked(CrossEntropy(), o.get("classes", 9)),
         _spend,
         steps=100,
-        sparse=_sparse,
+        sparse=partial(_spend, sparse=True),
         options=("passes", "classes"),
     ),
     Recipe(
         "nearest",
         "the smallest perturbation: the same search in a ball that shrinks to what has been found",
         "this library",
-        lambda o: _objective(Margin("runner-up"), o),
-        _spend,
+        lambda o: Ranked(Margin("runner-up"), o.get("classes", 9)),
+        partial(_spend, nearest=True),
         steps=100,
-        sparse=_sparse,
+        sparse=partial(_spend, sparse=True, nearest=True),
         formulation=ShrinkingBall(),
         options=("passes", "classes"),
     ),

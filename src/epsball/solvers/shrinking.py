@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -10,9 +11,13 @@ from torch import Tensor
 from epsball.local_models import Expansion
 from epsball.sets.base import ConstraintSet
 from epsball.solvers.norm_constrained import NormConstrained
-from epsball.tensors import dot
+from epsball.tensors import dot, expand
 
-__all__ = ["ShrinkingBall"]
+__all__ = ["OVERSHOOT", "ShrinkingBall"]
+
+
+OVERSHOOT = 0.02  # what a boundary is asked to be crossed by, as a share of the gap: DeepFool's
+_BEYOND = 1e18
 
 
 @dataclass(frozen=True)
@@ -31,16 +36,27 @@ class ShrinkingBall(NormConstrained):
 
     rate: float = 0.3
     polish: int = 2
+    ranked_from: ClassVar[int] = 30  # steps in all below which the passes that a ranking takes are missed more
     budgeted = False
     follows = True
 
     def rank(self, expansion: Expansion, constraint: ConstraintSet, x: Tensor) -> Tensor:
         """Order the pieces by the smallest perturbation that brings each to zero inside the bounds; (B, C)."""
-        sizes = []
+        return self.smallest(expansion, constraint, x)[0]
+
+    def smallest(self, expansion: Expansion, constraint: ConstraintSet, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Solve problem (8) for every piece around x; return their order (B, C), and the first one's η (B, *S).
+
+        η is zero where the box brings none to zero.
+        """
+        best, first, sizes = torch.zeros_like(x), torch.full_like(expansion.value[:, 0], torch.inf), []
         for value, gradient in zip(expansion.value.unbind(1), expansion.gradient.unbind(1), strict=True):
-            eta = constraint.smallest(gradient, -value, x)
-            missing = (-value - dot(gradient, eta)).to(value.dtype)
+            gap = -(1.0 + OVERSHOOT) * value
+            eta = constraint.smallest(gradient, gap, x)
+            missing = (gap - dot(gradient, eta)).to(value.dtype)
             # Pieces that the whole box cannot bring to zero come last, the nearest to zero first.
-            within = missing <= 1e-3 * value.abs()
-            sizes.append(torch.where(within, constraint.size(eta).to(value.dtype), missing.abs() + 1e18))
-        return torch.stack(sizes, 1).argsort(dim=1, stable=True)
+            size = torch.where(missing <= 1e-3 * gap, constraint.size(eta).to(value.dtype), missing.abs() + _BEYOND)
+            nearer = (size < first) & (size < _BEYOND)
+            best, first = torch.where(expand(nearer, eta), eta, best), torch.minimum(size, first)
+            sizes.append(size)
+        return torch.stack(sizes, 1).argsort(dim=1, stable=True), best

@@ -1,0 +1,217 @@
+"""The recipes best and nearest: exact on affine models, in the order of the linear model, within their passes."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import epsball as eb
+from epsball import networks
+from epsball.data import load
+
+ORDERS = [1.0, 1.5, 2.0, 3.0, math.inf]
+SAMPLES, ENTRIES, CLASSES = 10, 24, 5
+
+
+def affine(seed: int = 0) -> tuple[nn.Linear, Tensor, Tensor]:
+    """Return an affine classifier, and inputs of which three in five entries lie on a face of the box [0, 1]."""
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.Linear(ENTRIES, CLASSES).double()
+    with torch.no_grad():
+        model.weight.copy_(torch.randn(CLASSES, ENTRIES, generator=generator, dtype=torch.float64))
+        model.bias.copy_(0.3 * torch.randn(CLASSES, generator=generator, dtype=torch.float64))
+    x = torch.rand(SAMPLES, ENTRIES, generator=generator, dtype=torch.float64)
+    face = torch.rand(SAMPLES, ENTRIES, generator=generator) < 0.6
+    x = torch.where(face, (x < 0.5).double(), x)
+    return model, x, model(x).argmax(1)
+
+
+def optima(model: nn.Linear, x: Tensor, y: Tensor, p: float, eps: float | None) -> Tensor:
+    """Solve, with CVXPY and class by class, for the least norm (eps None) or for the largest gain within eps."""
+    cvxpy = pytest.importorskip("cvxpy", reason="the oracle needs the extra cvxpy")
+    weight, bias = model.weight.detach().numpy(), model.bias.detach().numpy()
+    found = []
+    for i in range(len(x)):
+        values = []
+        for label in set(range(CLASSES)) - {int(y[i])}:
+            eta = cvxpy.Variable(ENTRIES)
+            gain = bias[label] - bias[y[i]] + (weight[label] - weight[y[i]]) @ (x[i].numpy() + eta)
+            size, box = (
+                cvxpy.norm(eta, "inf" if p == math.inf else p),
+                [x[i].numpy() + eta >= 0, x[i].numpy() + eta <= 1],
+            )
+            goal, limit = (cvxpy.Minimize(size), gain >= 0) if eps is None else (cvxpy.Maximize(gain), size <= eps)
+            problem = cvxpy.Problem(goal, [limit, *box])
+            problem.solve(solver=cvxpy.CLARABEL)
+            values.append(problem.value)
+        found.append(min(values) if eps is None else max(values))
+    return torch.tensor(found)
+
+
+@pytest.mark.parametrize("p", ORDERS)
+def test_nearest_is_exact_on_affine_models_inside_the_box(p):
+    model, x, y = affine()
+    result = eb.recipe("nearest", p=p, bounds=(0.0, 1.0))(model, x, y)
+    assert bool(result.success.all())
+    torch.testing.assert_close(result.norm, optima(model, x, y, p, None), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("p", ORDERS[1:])
+def test_best_is_exact_on_affine_models_inside_the_box(p):
+    eps = {1.5: 0.7, 2.0: 0.4, 3.0: 0.25, math.inf: 0.1}[p]
+    model, x, y = affine()
+    result = eb.recipe("best", p=p, eps=eps, bounds=(0.0, 1.0))(model, x, y)
+    optimum = optima(model, x, y, p, eps)
+    assert torch.equal(result.success, optimum > 0)
+    assert 0 < int(result.success.sum()) < SAMPLES
+    stands = ~result.success
+    torch.testing.assert_close(result.gain[stands], optimum[stands], rtol=1e-6, atol=1e-9)
+
+
+class Recorded(nn.Module):
+    """Count forward and backward passes of every sample, told apart by the first entry, which nothing changes."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model, self.forwards, self.backwards = model, 0, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Count the samples of this pass, and those whose gradients come back."""
+        self.forwards += len(x)
+        if x.requires_grad:
+            x = x * 1.0
+            x.register_hook(self._back)
+        outputs: Tensor = self.model(x)
+        return outputs
+
+    def _back(self, gradient: Tensor) -> None:
+        self.backwards += int((gradient != 0).flatten(1).any(1).sum())
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+@pytest.mark.parametrize("passes", [1, 5, 40, 100])
+@pytest.mark.parametrize("name", ["best", "nearest"])
+def test_the_budget_of_passes_is_kept(name, passes, p):
+    data = load("digits", split="test").head(12)
+    model = Recorded(networks.load("digits-fcnn"))
+    eps = {"eps": 1e-3} if name == "best" else {}  # so small that every sample stands and spends everything
+    result = eb.recipe(name, p=p, bounds=data.bounds, passes=passes, **eps)(model, data.x, data.target)
+    # Judging the points found takes forward passes on top: at most two an attempt, one at the end, and the probes.
+    attempts = eb.recipe(name, p=p, passes=passes, **eps).schedule.restarts
+    spent = result.forwards + result.backwards
+    assert int(result.backwards.max()) <= passes + 4
+    assert float(spent.double().mean()) <= 2 * max(passes, 3) + 2 * attempts + 2
+    assert model.forwards <= int(result.forwards.sum()) + 4
+    assert model.backwards <= int(result.backwards.sum())
+    assert passes < 10 or float(spent.double().mean()) >= 1.6 * passes
+
+
+def test_classes_are_attempted_in_the_order_of_what_the_linear_model_promises():
+    model, x, y = affine(3)
+    weight = model.weight.detach()
+    ball = eb.LpBall(p=2.0, eps=0.3)
+    margins = model(x).detach() - model(x).detach().gather(1, y[:, None])
+    length = (weight[None] - weight[y][:, None]).norm(dim=2)
+    by_distance = torch.where(length > 0, -margins / length.clamp_min(1e-9), math.inf).argsort(1)[:, :-1]
+    by_gain = torch.where(length > 0, margins + 0.3 * length, -math.inf).argsort(1, descending=True)[:, :-1]
+    turns: list[Tensor] = []
+
+    class Spy(eb.Ranked):
+        def ranked(self, labels: Tensor, index: Tensor, batch: int) -> eb.Ranked:
+            turns.append(labels)
+            return super().ranked(labels, index, batch)
+
+    schedule = eb.Schedule(steps=40, step_size="falling", update="project", restarts=2)
+    eb.Attack(ball, Spy(eb.Margin("runner-up")), formulation=eb.ShrinkingBall(), schedule=schedule)(model, x, y)
+    torch.testing.assert_close(turns.pop(), by_distance)
+    result = eb.Attack(ball, Spy(), schedule=schedule)(model, x, y)
+    stands = ~result.success
+    assert bool(stands.any())
+    torch.testing.assert_close(turns.pop(), by_gain[stands])
+
+
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_nearest_is_nearer_than_deepfool_and_never_farther_by_much(p):
+    data = load("digits", split="test").head(100)
+    model = networks.load("digits-cnn")
+    nearest = eb.recipe("nearest", p=p, bounds=data.bounds)(model, data.x, data.target)
+    deepfool = eb.recipe("deepfool", p=p, bounds=data.bounds)(model, data.x, data.target)
+    assert bool((nearest.success >= deepfool.success).all())
+    assert float(nearest.norm.mean()) < 0.97 * float(deepfool.norm.mean())
+    assert bool((nearest.norm <= 1.001 * deepfool.norm).all())
+
+
+def test_more_passes_fool_no_fewer_and_best_fools_more_than_pgd():
+    data = load("digits", split="test").head(200)
+    model = networks.load("digits-cnn")
+    pgd = eb.recipe("pgd", eps=0.12, steps=40, bounds=data.bounds)(model, data.x, data.target)
+    few, many = (
+        eb.recipe("best", eps=0.12, passes=passes, bounds=data.bounds)(model, data.x, data.target)
+        for passes in (10, 100)
+    )
+    assert int(many.success.sum()) >= int(few.success.sum())
+    assert int(many.success.sum()) > int(pgd.success.sum())
+    assert bool((many.success >= pgd.success).float().mean() > 0.98)
+
+
+def test_a_search_begins_at_random_points_where_attempts_would_repeat():
+    model, x, y = affine()
+    attack = eb.Attack(
+        eb.LpBall(eps=0.05, bounds=(0.0, 1.0)),
+        eb.Ranked(classes=2),
+        schedule=eb.Schedule(steps=2, step_size="falling", update="project", restarts=5, stop="never"),
+    )
+    ranked = eb.Ranked(classes=2, labels=torch.tensor([[3, 1]]))
+    assert [ranked.attempt(n)[0].turn for n in range(5)] == [0, 1, 2, 0, 1]
+    assert [ranked.attempt(n)[1] for n in range(5)] == [False, False, False, True, True]
+    assert bool(attack(model, x, y).gain.isfinite().all())
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: eb.recipe("best", eps=0.1, steps=3), "expected passes for 'best'.*got steps=3"),
+        (lambda: eb.recipe("nearest", restarts=2), "expected passes for 'nearest'.*got restarts=2"),
+        (lambda: eb.recipe("best", eps=0.1, passes=0), "expected passes as an integer >= 1"),
+        (lambda: eb.Ranked(classes=0), "expected classes as an integer >= 1"),
+        (
+            lambda: eb.Attack(eb.LpBall(), formulation=eb.ShrinkingBall()),
+            'expected update="project" without random_start and dither',
+        ),
+        (
+            lambda: eb.Attack(
+                eb.Groups(eb.pixels(1), k=1, eps=0.1),
+                formulation=eb.ShrinkingBall(),
+                schedule=eb.Schedule(update="project"),
+            ),
+            "expected a convex set",
+        ),
+        (lambda: eb.Schedule(keep="best"), 'expected keep="best" with update="project"'),
+        (lambda: eb.Schedule(keep="first"), 'expected keep as "last" or "best"'),
+    ],
+)
+def test_what_cannot_be_searched_is_refused(make, message):
+    with pytest.raises(eb.InputError, match=message):
+        make()
+
+
+def test_an_objective_of_several_pieces_is_refused_by_a_search():
+    model, x, y = affine()
+    attack = eb.Attack(
+        eb.LpBall(p=2.0),
+        eb.Margin(),
+        formulation=eb.ShrinkingBall(),
+        schedule=eb.Schedule(steps=3, update="project", step_size=0.5),
+    )
+    with pytest.raises(eb.InputError, match="expected an objective of one piece"):
+        attack(model, x, y)
+
+
+def test_misclassified_inputs_are_left_alone():
+    model, x, y = affine()
+    result = eb.recipe("nearest", p=2.0, bounds=(0.0, 1.0))(model, x, (y + 1) % CLASSES)
+    assert set(result.status) == {eb.Status.ALREADY}
+    assert float(result.norm.max()) == 0.0
