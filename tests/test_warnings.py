@@ -91,7 +91,8 @@ def test_half_of_the_samples_are_not_most(tmp_path):
         status = np.full(6 + wrong, STATUSES.index("STANDS"))
         status[:stuck] = STATUSES.index("ZERO_GRADIENT")
         target = np.zeros(6 + wrong, dtype=np.int64)
-        columns = {"status": status, "target": target, "clean_prediction": (np.arange(6 + wrong) >= 6).astype(np.int64)}
+        clean = (np.arange(6 + wrong) >= 6).astype(np.int64)
+        columns = {"status": status, "target": target, "clean_prediction": clean, "success": clean > 0}
         return Chunk("fgsm", "digits-fcnn", "digits-fcnn", math.inf, 1, 0.1, True, columns)
 
     assert warnings_of(plan, [chunk(3)]) == []
@@ -137,3 +138,61 @@ def test_budgets_as_large_as_the_range(changes, seen):
     if seen is not None:
         assert seen in found[0]["seen"]
         assert "units of x" in found[0]["next"]
+
+
+class Reversed(torch.nn.Module):
+    """The scores of a network, with the gradient of another function: it leads the wrong way."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, x):
+        return self.model(2 * x.detach() - x)
+
+
+def reversed_network():
+    """A network whose gradient misleads, for `--model FILE.py:reversed_network`."""
+    return Reversed(networks.load("digits-cnn"))
+
+
+def test_masked_gradients_are_warned_of(tmp_path):
+    model = f"{__file__}:reversed_network"
+    words = ("--model", model, "--data", "digits", "--limit", 300, "--seed", 3)
+    found, terminal, page = evaluate(
+        tmp_path / "run", *words, "--attacks", "pgd,random-linf", "--steps", 5, "--eps", "0.3,0.5"
+    )
+    by_kind = {warning["kind"]: warning for warning in found}
+    assert "noise-beats-gradient" in by_kind
+    table = pq.read_table(tmp_path / "run" / "results.parquet").to_pylist()
+    right = [row for row in table if row["target"] == row["clean_prediction"]]
+    seen = by_kind["noise-beats-gradient"]["seen"]
+    eps = float(seen.split("eps = ")[1].split(",")[0])
+    fooled = {
+        name: sum(row["success"] for row in right if row["attack"] == name and row["eps"] == eps)
+        for name in ("pgd", "random-linf")
+    }
+    assert fooled["random-linf"] > fooled["pgd"]
+    assert f"random-linf fools {fooled['random-linf']} of" in seen
+    assert f"pgd only {fooled['pgd']}." in seen
+    for warning in by_kind.values():
+        for part in ("seen", "means", "next"):
+            assert warning[part] in terminal
+            assert warning[part] in page
+
+
+def test_inputs_that_withstand_any_change_are_warned_of(tmp_path):
+    path = weights(tmp_path, "digits-fcnn", saturate)  # the cross-entropy is exactly zero: fgsm goes nowhere
+    words = ("--model", "digits-fcnn", "--weights", path, "--limit", 200, "--attacks", "fgsm", "--eps", "0.1,0.6")
+    found, _, _ = evaluate(tmp_path / "run", *words)
+    (warning,) = [warning for warning in found if warning["kind"] == "above-chance"]
+    table = pq.read_table(tmp_path / "run" / "results.parquet").to_pylist()
+    right = [row for row in table if row["target"] == row["clean_prediction"] and row["eps"] == 0.6]
+    standing = 1 - sum(row["success"] for row in right) / len(right)
+    assert f"{standing:.1%} of {len(right)} samples withstand fgsm" in warning["seen"]
+
+
+def test_sound_gradients_are_not_warned_of(tmp_path):
+    words = ("--model", "digits-cnn", "--limit", 200, "--attacks", "fgsm,pgd,alg1-10,random-linf", "--steps", 10)
+    found, _, _ = evaluate(tmp_path / "run", *words, "--eps", "0.05,0.1,0.5")
+    assert not [warning for warning in found if warning["kind"] != "eps-range"]

@@ -10,6 +10,7 @@ import numpy as np
 
 from epsball.engines.local import STATUSES, Array, Chunk
 from epsball.errors import Status
+from epsball.experiments.masking import signs_of_masking
 from epsball.experiments.plan import Plan
 from epsball.sets import LpBall
 
@@ -18,7 +19,7 @@ __all__ = ["warnings_of", "wrong_from_the_start"]
 
 def warnings_of(plan: Plan, chunks: Sequence[Chunk]) -> list[dict[str, str]]:
     """Return the warnings of a run: kind, what was seen, what it means, and what to do next."""
-    found = [_zero_gradients(plan, chunks), *_wide(plan)]
+    found = [_zero_gradients(plan, chunks), *signs_of_masking(plan, chunks), *_wide(plan)]
     return [warning for warning in found if warning is not None]
 
 
