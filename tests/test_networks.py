@@ -22,7 +22,6 @@ NAMES = networks.names()
 TO_BE_TRAINED = {
     "cifar10-autoencoder",  # 38 MB of weights; what comes with epsball stays below 10 MB in all
     "cifar10-densenet40",
-    "stl10-colorization",
 }
 SHIPPED = [name for name in NAMES if networks.shipped(name).is_file()]
 NEEDS_FILES = {"mnist", "cifar10"}
