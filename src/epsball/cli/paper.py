@@ -28,8 +28,8 @@ _COMMANDS = {
 Weights = Annotated[
     list[str] | None,
     typer.Option(
-        help="NETWORK=FILE, instead of the weights that come with epsball. A regression network without weights is "
-        "trained first, a classifier left out."
+        help="NETWORK=FILE, instead of the weights that come with epsball. An autoencoder without weights is "
+        "trained first, another network left out."
     ),
 ]
 Limit = Annotated[
