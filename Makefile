@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test test-fast check format clean
+.PHONY: demo test test-fast check docs format bench-peers clean
 
 demo: $(STAMP)
 	$(BIN)/epsball demo --out runs/demo
@@ -19,6 +19,11 @@ check: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(MAKE) docs
+
+# The pages, strictly: a name or link that leads nowhere fails. Open build/docs/index.html.
+docs: $(STAMP)
+	$(BIN)/sphinx-build -W --keep-going -n -q -b html -d build/doctrees docs build/docs
 
 format: $(STAMP)
 	$(BIN)/ruff format .
@@ -26,8 +31,19 @@ format: $(STAMP)
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs]"
 	touch $(STAMP)
 
+# Beside other libraries, in an environment of its own.
+bench-peers: .venv-peers/.installed
+	.venv-peers/bin/python -m benchmarks.peers quick
+
+.venv-peers/.installed: benchmarks/peers/requirements.txt benchmarks/peers/dependencies.txt constraints.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/python -m pip install --quiet --constraint constraints.txt --editable ".[cli,cvxpy]" \
+		--requirement benchmarks/peers/dependencies.txt
+	.venv-peers/bin/python -m pip install --quiet --no-deps --requirement benchmarks/peers/requirements.txt
+	touch $@
+
 clean:
-	rm -rf $(VENV) runs .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .venv-peers build runs .pytest_cache .mypy_cache .ruff_cache .hypothesis

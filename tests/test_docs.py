@@ -2,10 +2,13 @@
 
 import ast
 import contextlib
+import doctest
 import importlib.util
+import inspect
 import io
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -51,6 +54,7 @@ def test_the_documents_are_there():
     names = {path.relative_to(ROOT).as_posix() for path in PAGES}
     assert names >= {"README.md", "CONTRIBUTING.md", "CHANGELOG.md"}
     assert names >= {"docs/attacks.md", "docs/sets.md", "docs/architecture.md"}
+    assert names >= {f"docs/{name}.md" for name in ("index", "tutorial", "guides", "elsewhere", "mathematics", "api")}
 
 
 def cells(line):
@@ -267,6 +271,87 @@ def test_the_names_of_the_readme_exist():
     for status in eb.Status:
         assert f"`{status.name}`" in table
     assert networks.shipped("digits-fcnn").is_file()
+
+
+# ------------------------------------------------------------------------------------------------------ the pages
+
+
+def letters(text):
+    """What a docstring says, or the reStructuredText made of it, without spaces and marks."""
+    return "".join(re.findall(r"\w", text))
+
+
+def documented():
+    """Every public object, and its public methods."""
+    for name in eb.__all__:
+        what = getattr(eb, name)
+        yield name, what
+        if inspect.isclass(what):
+            members = inspect.getmembers(what, inspect.isfunction)
+            yield from ((f"{name}.{key}", value) for key, value in members if not key.startswith("_"))
+        elif inspect.ismodule(what):
+            yield from ((f"{name}.{key}", getattr(what, key)) for key in what.__all__)
+
+
+def test_docstrings_keep_their_words_on_the_page():
+    pytest.importorskip("sphinx", reason="Sphinx is an optional extra")
+    conf = load_script(ROOT / "docs" / "conf.py")
+    listed = 0
+    for name, what in documented():
+        lines = (inspect.getdoc(what) or "").splitlines()
+        given = letters("".join(lines))
+        conf.as_text(None, "", name, what, None, lines)
+        assert letters("".join(lines)) == given, name
+        listed += any(line.startswith("- **") for line in lines)
+    assert listed > 20, "arguments are told apart"
+
+
+def test_the_reference_has_every_public_name():
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    entries = re.findall(r"^\.\. auto(?:class|function):: ([\w.]+)$", text, re.MULTILINE)
+    names = {entry.removeprefix("epsball.") for entry in entries}
+    assert names >= set(eb.__all__) - {"adapters"}
+    assert names >= {f"adapters.{name}" for name in eb.adapters.__all__}
+    for status in eb.Status:
+        assert f"| `{status.name}` | {status.value} |" in text
+
+
+def test_the_examples_of_docstrings_run():
+    modules = [path for path in SOURCE.rglob("*.py") if "\n    >>> " in path.read_text(encoding="utf-8")]
+    assert SOURCE / "adapters.py" in modules
+    for path in modules:
+        name = ".".join(["epsball", *path.relative_to(SOURCE).with_suffix("").parts]).removesuffix(".__init__")
+        failed, tried = doctest.testmod(importlib.import_module(name))
+        assert tried
+        assert not failed, name
+
+
+@pytest.mark.slow
+def test_a_strict_build_refuses_what_leads_nowhere(tmp_path):
+    pytest.importorskip("sphinx", reason="Sphinx is an optional extra")
+    for name in ("conf.py", "static"):
+        (tmp_path / name).symlink_to(ROOT / "docs" / name)
+    page = tmp_path / "index.md"
+
+    def build():
+        words = [sys.executable, "-m", "sphinx", "-W", "--keep-going", "-n", "-q", "-E", tmp_path, tmp_path / "made"]
+        return subprocess.run(words, capture_output=True, text=True, check=False)
+
+    reference = "```{eval-rst}\n.. autofunction:: epsball.psnr\n```\n"
+    page.write_text(f'# A title\n\n<a id="here"></a> [here](#here) $x_i \\le 1$\n\n{reference}')
+    good = build()
+    assert good.returncode == 0, good.stderr
+    html = (tmp_path / "made" / "index.html").read_text(encoding="utf-8")
+    assert "<math" in html
+    assert not re.search(r'(?:src|<link[^>]*href)="(?:https?:)?//', html), "the page loads nothing from elsewhere"
+    page.write_text(
+        "# A title\n\n[a](nowhere.md) [b](#no-such-anchor) $\\nosuch{x}$\n\n"
+        "```{eval-rst}\n.. autofunction:: epsball.no_such_name\n\n:class:`epsball.NoSuchClass`\n```\n"
+    )
+    bad = build()
+    assert bad.returncode != 0
+    for word in ("nowhere.md", "no-such-anchor", "nosuch", "no_such_name", "NoSuchClass"):
+        assert word in bad.stderr
 
 
 # -------------------------------------------------------------------------------------------------- who imports whom

@@ -105,6 +105,68 @@ def test_every_recipe_returns_points_of_the_lattice_and_judges_them(name):
         assert float(result.norm.max()) <= 2 / 16 + 1e-6
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+@pytest.mark.parametrize("name", ["pgd", "deepfool", "nearest", "best"])
+def test_whole_attacks_on_inputs_that_are_on_the_lattice_up_to_rounding(name, p, frozen, dtype):
+    """As float32 images are after a cast to float64, with frozen entries, and with inputs misclassified already."""
+    data = load("digits", split="test").head(30)
+    x = ((data.x.float() * LEVELS).round() / LEVELS).to(dtype)
+    model = networks.load("digits-cnn").to(dtype)
+    target = data.target.clone()
+    target[:3] = (target[:3] + 1) % 10
+    weights = torch.ones(x.shape[1:], dtype=dtype)
+    if frozen:
+        weights[0, :2] = 0.0
+    budget = {} if name in ("deepfool", "nearest") else {"eps": {1.0: 4.0, 2.0: 1.0}.get(p, 0.1)}
+    result = eb.recipe(name, p=p, bounds=(0.0, 1.0), weights=weights, lattice=LEVELS, **budget)(model, x, target)
+    assert not {eb.Status.CONSTRAINT_VIOLATED, eb.Status.NON_FINITE} & set(result.status)
+    assert int(result.success.sum()) >= 10
+    if frozen:
+        assert torch.equal(result.perturbation[:, 0, :2], torch.zeros_like(x[:, 0, :2]))
+    if name != "pgd":  # which begins at a random point
+        assert set(result.status[:3]) == {eb.Status.ALREADY}
+    assert float((result.perturbed * LEVELS - (result.perturbed * LEVELS).round()).abs().max()) < 1e-4
+
+
+def test_group_attacks_change_no_group_by_rounding():
+    data = load("digits", split="test").head(30)
+    x = ((data.x.float() * LEVELS).round() / LEVELS).double()
+    attack = eb.recipe("linear-pixel-3", eps=0.9, bounds=(0.0, 1.0), lattice=LEVELS)
+    result = attack(networks.load("digits-cnn").double(), x, data.target)
+    assert eb.Status.CONSTRAINT_VIOLATED not in result.status
+    assert int((result.perturbation != 0).flatten(1).sum(1).max()) <= 3
+    assert int(result.success.sum()) > 10
+
+
+@pytest.mark.parametrize("name", ["deepfool", "nearest"])
+def test_eps_pulls_no_smallest_perturbation_back(name):
+    data = load("digits", split="test").head(30)
+    model, x = networks.load("digits-cnn"), (data.x * LEVELS).round() / LEVELS
+    free, limited = (
+        eb.recipe(name, eps=eps, bounds=(0.0, 1.0), lattice=LEVELS)(model, x, data.target) for eps in (math.inf, 0.05)
+    )
+    torch.testing.assert_close(free.perturbed, limited.perturbed)
+    assert eb.Status.BEYOND in limited.status
+    assert bool((limited.success == (free.success & (free.norm <= 0.05 + 1e-6))).all())
+
+
+@pytest.mark.parametrize("eps", [0.0313725, 0.117647])
+def test_a_budget_just_below_a_step_of_the_lattice_is_kept(eps):
+    x = eight_bit(20, (1, 8, 8), 1, torch.float64)
+    ball = eb.LpBall(eps=eps, bounds=(0.0, 1.0), lattice=LEVELS)
+    placed = ball.place(x, torch.full_like(x, eps))
+    assert bool(ball.contains(placed - x, x).all())
+
+
+def test_no_power_overflows():
+    x = torch.full((1, 4), 128 / 255)
+    ball = eb.LpBall(p=40.0, eps=30.3 / 255, bounds=(0.0, 1.0), lattice=LEVELS)
+    eta = torch.tensor([[25.8, 25.9, 3.0, 0.2]]) / 255
+    assert ((ball.place(x, eta) - x) * 255).round().tolist() == [[26.0, 26.0, 3.0, 0.0]]
+
+
 @pytest.mark.parametrize("eps", [1 / 16, 2 / 16])
 def test_success_is_not_below_that_of_rounding_afterwards(eps):
     data = load("digits", split="test")

@@ -101,7 +101,7 @@ def test_arguments_are_named_as_in_the_vocabulary():
     assert next(iter(composed)) == "name"
     assert {"p", "eps", "steps", "bounds", "groups", "k"} <= set(composed)
     assert list(inspect.signature(eb.robustness).parameters)[:4] == ["model", "x", "target", "p"]
-    assert list(inspect.signature(eb.LpBall).parameters) == ["p", "eps", "bounds", "weights"]
+    assert list(inspect.signature(eb.LpBall).parameters) == ["p", "eps", "bounds", "weights", "lattice"]
     with pytest.raises(TypeError):
         eb.recipe("fgsm", 2.0, 0.1)  # a budget is never a bare number between others
 

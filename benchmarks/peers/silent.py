@@ -22,6 +22,10 @@ RIGHT, SILENT, WARNED, REFUSED, NONE = "right", "silent", "warned", "refused", "
 EPS, STEPS = 0.1, 5
 
 
+# What a warning that speaks of the user's mistake has in it; others are of the libraries' own upkeep.
+TELLING = ("training mode", "range", "bounds", "clip", "nan", "finite", "label", "logits", "softmax", "gradient")
+
+
 def silent(attacks: Sequence[Attack], root: Path) -> None:
     """Try every case on the plain l-inf attack of each library, and DeepFool's on its own."""
     model = networks.load("mnist-lenet5")
@@ -52,7 +56,7 @@ def _try(
             text = " ".join(str(error).split())
             return REFUSED, (f"{type(error).__name__}: {text}" if text else f"{type(error).__name__}, no message")[:160]
     # Only what the library itself says of the case; a warning of torch's about something else is none.
-    said = [str(w.message) for w in caught if "training mode" in str(w.message)]
+    said = [str(w.message) for w in caught if any(word in str(w.message).lower() for word in TELLING)]
     return (WARNED, f"{what}; warns") if verdict == SILENT and said else (verdict, what)
 
 

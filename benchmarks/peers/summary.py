@@ -120,7 +120,9 @@ def exact(root: Path) -> list[Row]:
         row = {key: head[key] for key in ("network", "library", "attack", "p", "budget", "error")}
         row |= {"mean": float(ratio.mean()), "worst": float(ratio.min()), "counted": float((ratio > 0).mean())}
         key = (row["network"], row["library"], row["attack"], row["p"])
-        if key not in best or row["mean"] > best[key]["mean"]:
+        # A budget that ended in an error says nothing where another did not.
+        known = best.get(key)
+        if known is None or (not row["error"] and (known["error"] or row["mean"] > known["mean"])):
             best[key] = row
     return list(best.values())
 

@@ -144,6 +144,7 @@ class Attack:
         seed = check_seed(seed)
         ids = check_sample_id(sample_id, x)
         check_bounds_contain(x, self.constraint.bounds)
+        x = self.constraint.aligned(x)
         attacks = [self.with_eps(e) if e is not self.constraint.eps else self for e in eps]
         for attack in attacks:
             attack.constraint.check(x)

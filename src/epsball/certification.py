@@ -7,22 +7,23 @@ import time
 import torch
 from torch import Tensor
 
-from epsball.batch import State, place
+from epsball.batch import State
 from epsball.errors import Status
 from epsball.problem import Problem
 from epsball.result import AttackResult
 from epsball.sets.base import ConstraintSet
+from epsball.solvers import Formulation
 from epsball.tensors import flat
 
 __all__ = ["certify", "empty"]
 
 
 def certify(
-    problem: Problem, constraint: ConstraintSet, state: State, started: float, *, budgeted: bool
+    problem: Problem, constraint: ConstraintSet, state: State, started: float, placed: Tensor, formulation: Formulation
 ) -> AttackResult:
     """Recompute success, norm and range from the tensor that is returned."""
     x = problem.x
-    perturbed = place(x, state.eta, constraint)
+    perturbed, budgeted = placed, formulation.budgeted
     outputs = problem.outputs(perturbed)
     state.forwards += 1
     perturbation = perturbed - x

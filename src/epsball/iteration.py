@@ -56,7 +56,7 @@ def attempt(
             done = batch.objective.success(expansion.outputs, batch.target)
         if isinstance(expansion, Expansion) and batch.radius is not None:
             done = batch.follow(batch.radius, expansion, point, shares[step] / shares[0])
-        if schedule.keep == "best":
+        if schedule.keep == "best" and not dithered:
             batch.keep(expansion.outputs)
         finite, flat = expansion.finite_and_flat()
         state.count(batch.index, expansion.spent())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -24,17 +26,22 @@ def run(attack: Parts, problem: Problem, started: float, *, shared: bool) -> Att
     schedule, formulation = attack.schedule, attack.formulation
     stops = not problem.transfers and (schedule.stop or ("success" if problem.classifies else "never")) == "success"
     constraint = attack.constraint.prepare(problem.x)
+    # A minimal-norm attack's ε only limits what counts as a success: it must not pull points of a lattice back.
+    pulls = formulation.budgeted or constraint.lattice is None
+    free = constraint if pulls else constraint.with_eps(math.inf)
     state = State.new(problem.x, problem.clean_forwards)
     everyone = torch.arange(len(problem.x), device=problem.x.device)
     # Dither may be automatic, and none for this objective: then a restart would repeat the first attempt.
     random = schedule.random_start or any(schedule.dithers(problem.classifies)) or not formulation.uses_model
     if formulation.follows:
-        _search(attack, problem, constraint, state, everyone, shared=shared)
+        _search(attack, problem, free, state, everyone, shared=shared)
     elif schedule.restarts == 1 or not (random or isinstance(problem.objective, Ranked)):
-        _one(attack, problem, constraint, state, everyone, 0, stops=stops, shared=shared)
+        _one(attack, problem, free, state, everyone, 0, stops=stops, shared=shared)
     else:
-        _best(attack, problem, constraint, state, everyone, stops=stops, shared=shared)
-    return certify(problem, constraint, state, started, budgeted=formulation.budgeted)
+        _best(attack, problem, free, state, everyone, stops=stops, shared=shared)
+    return certify(
+        problem, constraint, state, started, placed=place(problem.x, state.eta, free), formulation=formulation
+    )
 
 
 def _one(
@@ -62,8 +69,7 @@ def _search(
 ) -> None:
     """Make the attempts of a minimal-norm search, each with the sizes of those before it to beat, and polish."""
     formulation, objective = attack.formulation, problem.objective
-    passes = attack.schedule.steps + (attack.schedule.restarts - 1) * attack.schedule.length(1)
-    if isinstance(objective, Ranked) and isinstance(formulation, ShrinkingBall) and passes >= formulation.ranked_from:
+    if isinstance(objective, Ranked) and objective.early and isinstance(formulation, ShrinkingBall):
         batch = Batch.of(problem, constraint, state, problem.streams, everyone)
         expansion = _linearised(problem, objective.ranking, batch, state)
         order, state.eta = formulation.smallest(expansion, batch.constraint, batch.x)

@@ -20,6 +20,7 @@ from epsball.experiments.config import RunConfig
 from epsball.experiments.pictures import check_pictures
 from epsball.metrics.regression import model_outputs
 from epsball.models import OwnSpec, check_model_door, load_model, opened
+from epsball.sets import on_lattice
 from epsball.validation import check_bounds_contain, check_class_range
 
 __all__ = ["LoadedModel", "Plan", "prepare", "value_range"]
@@ -100,6 +101,8 @@ def prepare(config: RunConfig) -> Plan:
         target = _labels(dataset, spec)
     bounds = dataset.bounds if config.bounds == "data" else config.bounds
     check_bounds_contain(x, bounds)
+    if config.lattice is not None and bounds is not None:
+        x = on_lattice(x, config.lattice, bounds)
     if config.save is not None:
         check_pictures(tuple(x.shape[1:]), bounds, config.lattice)
     return Plan(

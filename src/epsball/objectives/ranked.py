@@ -7,8 +7,9 @@ from typing import Self
 
 from torch import Tensor
 
+from epsball.errors import InputError
 from epsball.objectives.base import Objective
-from epsball.objectives.classification import CrossEntropy, Margin
+from epsball.objectives.classification import CrossEntropy, Margin, TrueScore
 from epsball.validation import check_count
 
 __all__ = ["Ranked"]
@@ -23,17 +24,25 @@ class Ranked(Objective):
     of the paper, inside the bounds). classes: how many take part, at most K - 1. Attempts beyond them begin again with
     `first`, from random points. A success is any wrong prediction, and the gain is that of `Margin`.
 
+    early: a search with a shrinking ball ranks them at x, before the first attempt, which then starts at the smallest
+    perturbation that the linear model gives; False: it does not rank, which pays where there are few passes.
     labels: the classes of each sample in their order, (B, C), once known. turn: which objective is raised now.
     """
 
     first: Objective = field(default_factory=CrossEntropy)
     classes: int = 9
+    early: bool = True
     labels: Tensor | None = None
     turn: int = 0
 
     def __post_init__(self) -> None:
         """Refuse a count that is none."""
         check_count("classes", self.classes)
+        if not isinstance(self.first, (CrossEntropy, Margin, TrueScore)):
+            raise InputError(
+                "expected first as eb.CrossEntropy(), eb.Margin(...) or eb.TrueScore(), which need nothing but the "
+                f"outputs and the class, got {type(self.first).__name__}."
+            )
 
     @property
     def ranking(self) -> Margin:

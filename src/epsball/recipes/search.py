@@ -11,10 +11,11 @@ from epsball.solvers import ShrinkingBall
 
 __all__ = ["SEARCH"]
 
-_RANKING = 5  # passes that a ranking takes: nine gradients from one forward pass
+_RANKING = 9  # gradients that a ranking takes
 _POLISHING = 2  # passes that the polish and the judging of a search take
+_EARLY = 35  # passes below which `nearest` does without a ranking
 _FIRST = 0.4  # share of the passes that the untargeted attempt takes
-_LEAST = 18  # steps of the others, below which longer ones gain more than further ones
+_LEAST = 15  # steps of the others, below which longer ones gain more than further ones
 _SPARSE = 400  # passes below which p = 1 takes one attempt: its steps move few entries, and it needs many
 
 
@@ -31,8 +32,7 @@ def _spend(passes: int, *, sparse: bool = False, nearest: bool = False) -> Sched
     if others:
         steps, restarts, length = first, 1 + others, left // others
     else:
-        ranks = nearest and passes >= ShrinkingBall.ranked_from + _RANKING
-        steps, restarts, length = passes - (_RANKING if ranks else 0), 1, None
+        steps, restarts, length = passes - (_RANKING if nearest and passes >= _EARLY else 0), 1, None
     return Schedule(
         steps=steps,
         step_size="falling",
@@ -58,7 +58,7 @@ SEARCH = (
         "nearest",
         "the smallest perturbation: the same search in a ball that shrinks to what has been found",
         "this library",
-        lambda o: Ranked(Margin("runner-up"), o.get("classes", 9)),
+        lambda o: Ranked(Margin("runner-up"), o.get("classes", 9), early=o.get("passes", 100) >= _EARLY + _POLISHING),
         partial(_spend, nearest=True),
         steps=100,
         sparse=partial(_spend, sparse=True, nearest=True),

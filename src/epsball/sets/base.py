@@ -12,7 +12,7 @@ from torch import Tensor
 
 from epsball.errors import InputError
 from epsball.randomness import Generators
-from epsball.sets._lattice import check_lattice, check_on_lattice
+from epsball.sets._lattice import check_lattice, on_lattice
 from epsball.tensors import dot
 from epsball.validation import check_bounds, check_eps
 
@@ -104,8 +104,10 @@ class ConstraintSet(ABC):
         """Refuse a batch that the set does not fit: a wrong number of eps, weights or groups of another shape."""
         self.size(x[:0])
         self.eps_of(x)
-        if self.lattice is not None:
-            check_on_lattice(x, self.lattice, cast(tuple[float, float], self.bounds))
+
+    def aligned(self, x: Tensor) -> Tensor:
+        """Return x on the set's lattice, to which it may lie off by rounding alone, (B, *S); x without a lattice."""
+        return x if self.lattice is None else on_lattice(x, self.lattice, cast(tuple[float, float], self.bounds))
 
     def place(self, x: Tensor, eta: Tensor) -> Tensor:
         """Return x + η, brought back by the rounding error of the addition where it left the bounds; (B, *S).

@@ -184,6 +184,10 @@ class Oracle(ConstraintSet):
         """The base set's bounds."""
         return self.base.bounds
 
+    def aligned(self, x: Tensor) -> Tensor:
+        """Return x where the base set has it, (B, *S)."""
+        return self.base.aligned(x)
+
     def place(self, x: Tensor, eta: Tensor) -> Tensor:
         """Return x + η where the base set places it, (B, *S)."""
         return self.base.place(x, eta)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -36,7 +35,6 @@ class ShrinkingBall(NormConstrained):
 
     rate: float = 0.3
     polish: int = 2
-    ranked_from: ClassVar[int] = 30  # steps in all below which the passes that a ranking takes are missed more
     budgeted = False
     follows = True
 
