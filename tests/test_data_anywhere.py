@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import sys
 import textwrap
 
 import numpy as np
@@ -110,6 +111,18 @@ def test_a_folder_without_a_good_file_is_refused(tmp_path):
     (tmp_path / "a.png").write_bytes(b"")
     with pytest.raises(InputError, match=r"none of the 1 samples can be read, the first is .*a\.png"):
         data.load(tmp_path, skip_bad=True)
+
+
+@pytest.mark.parametrize("target", ["outside", "nowhere"])
+def test_a_bad_class_folder_never_renumbers_the_classes(tmp_path, target):
+    root = tmp_path / "images"
+    for label in ("b", "c"):
+        write_image(root / label / "0.png", noise(4, 4, 3))
+    write_image(tmp_path / "outside" / "0.png", noise(4, 4, 3))
+    (root / "a").symlink_to(tmp_path / target)
+    for skip in (False, True):
+        with pytest.raises(InputError, match=r"images/a: a link that leads .*numbered by their folders"):
+            data.load(root, skip_bad=skip)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
@@ -313,6 +326,61 @@ def test_bad_rows_of_a_table(tmp_path):
     assert [bad.file.rpartition(" ")[2] for bad in part.skipped] == ["1", "2", "4"]
 
 
+@pytest.mark.parametrize("dictionary", [False, True])
+def test_text_classes_do_not_depend_on_the_limit(tmp_path, dictionary):
+    text = ["cat", "cat", "dog", "ant"]
+    column = pa.DictionaryArray.from_arrays([1, 1, 0, 2], ["dog", "cat", "ant"]) if dictionary else pa.array(text)
+    table = pa.table({"a": np.arange(4.0), "label": column})
+    pq.write_table(table, tmp_path / "d.parquet")
+    (tmp_path / "shards").mkdir()
+    for place in range(4):
+        pq.write_table(table.slice(place, 1), tmp_path / "shards" / f"{place}.parquet")
+    classes = ("dog", "cat", "ant") if dictionary else ("ant", "cat", "dog")
+    for name in ("d.parquet", "shards"):
+        for limit in (None, 1, 3):
+            part = data.load(tmp_path / name, limit=limit)
+            assert part.classes == classes
+            assert [classes[i] for i in part.target.tolist()] == text[:limit]
+
+
+def test_files_named_by_split_are_read_by_split(tmp_path):
+    for place, name in enumerate(("train-0", "train-1", "test-0", "validation-0")):
+        pq.write_table(pa.table({"a": np.full(3, place, "float32")}), tmp_path / f"{name}.parquet")
+    found = data.load(tmp_path, split="train")
+    assert (found.x.unique().tolist(), found.split, found.total) == ([0.0, 1.0], "train", 6)
+    assert data.load(tmp_path).x.unique().tolist() == [2.0]
+    (tmp_path / "test-0.parquet").unlink()
+    found = data.load(tmp_path)
+    assert (found.x.unique().tolist(), found.split) == ([3.0], "validation")
+    (tmp_path / "trainer.parquet").write_bytes((tmp_path / "train-0.parquet").read_bytes())
+    with pytest.raises(InputError, match=r"of several splits and also trainer\.parquet"):
+        data.load(tmp_path)
+
+
+def test_an_index_of_pandas_is_no_feature(tmp_path):
+    columns = {"a": np.arange(3.0), "row": np.arange(3), "__index_level_0__": np.arange(3)}
+    meta = {b"pandas": json.dumps({"index_columns": ["row", {"kind": "range"}]}).encode()}
+    pq.write_table(pa.table(columns).replace_schema_metadata(meta), tmp_path / "d.parquet")
+    assert data.load(tmp_path / "d.parquet").x.tolist() == [[0.0], [1.0], [2.0]]
+    assert data.load(tmp_path / "d.parquet", x_columns=("a", "row")).x.shape == (3, 2)
+
+
+def test_uneven_lists_and_missing_labels_are_left_out(tmp_path):
+    lists = pa.array([[1.0, 2.0], [3.0], [4.0, None], None, [5.0, 6.0], [7.0, 8.0]], pa.list_(pa.float32()))
+    for labels in (["b", "a", "a", "a", None, "c"], [1, 0, 0, 0, None, 2]):
+        pq.write_table(pa.table({"series": lists, "label": pa.array(labels)}), tmp_path / "d.parquet")
+        part = data.load(tmp_path / "d.parquet", skip_bad=True)
+        assert part.x.tolist() == [[1.0, 2.0], [7.0, 8.0]]
+        assert (part.ids.tolist(), part.target.tolist(), part.total) == ([0, 5], [1, 2], 6)
+        assert sorted(int(bad.file.rpartition(" ")[2]) for bad in part.skipped) == [1, 2, 3, 4]
+    table, arrays = image_table(3)
+    table = table.set_column(1, "label", pa.array([None, 0, 1]))
+    pq.write_table(table, tmp_path / "i.parquet")
+    part = data.load(tmp_path / "i.parquet", skip_bad=True)
+    assert (part.ids.tolist(), part.target.tolist()) == ([1, 2], [0, 1])
+    np.testing.assert_allclose(part.x[0].numpy(), arrays[1].transpose(2, 0, 1) / 255.0, rtol=1e-6)
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "text"])
 def test_damaged_tables(tmp_path, damage):
     pq.write_table(image_table()[0], tmp_path / "d.parquet")
@@ -380,6 +448,41 @@ def test_python_code_with_bad_samples(code):
             data.load(f"{code}:{name}")
 
 
+def test_a_set_of_ones_own_making_is_checked(tmp_path):
+    (tmp_path / "own.py").write_text(
+        "import torch\nfrom dataclasses import replace\nfrom epsball.data import Dataset\n"
+        "X = torch.tensor([[1.0, 2.0], [float('nan'), 0.0], [5.0, 6.0]])\n"
+        "Y = torch.tensor([0, 1, 1])\n"
+        "def make(x=X, **more):\n    return Dataset.of('mine', x, Y, split='test', source='s', **more)\n"
+        "def levels(): return make(X.nan_to_num().int())\n"
+        "def ids(): return make(ids=torch.arange(2))\n"
+    )
+    for name, match in (("make", "NaN"), ("levels", "must be floating"), ("ids", "expected ids")):
+        with pytest.raises(InputError, match=match):
+            data.load(f"{tmp_path}/own.py:{name}")
+    part = data.load(f"{tmp_path}/own.py:make", skip_bad=True)
+    assert (part.name, part.split, part.ids.tolist(), part.target.tolist()) == ("mine", "test", [0, 2], [0, 1])
+    assert part.digest == data.digest_of(part.x, part.target)
+    assert [bad.reason for bad in part.skipped] == ["holds NaN or infinite values"]
+
+
+def test_neighbours_of_like_name_are_not_shared(tmp_path):
+    code = (
+        "import neighbour\nfrom neighbourly.part import Z\n\ndef make():\n    import later\n    import neighbour as n\n"
+    )
+    code += "    assert n is neighbour\n    return neighbour.X + later.X + Z\n"
+    for place in (1.0, 2.0):
+        folder = tmp_path / f"{place}"
+        (folder / "neighbourly").mkdir(parents=True)
+        (folder / "mine.py").write_text(code)
+        (folder / "neighbourly" / "part.py").write_text(f"Z = {1000 * place}")
+        for name, value in (("neighbour", place), ("later", 10 * place)):
+            (folder / f"{name}.py").write_text(f"import torch\nX = torch.full((2, 3), {value})")
+    for place in (1.0, 2.0, 1.0):
+        assert data.load(f"{tmp_path}/{place}/mine.py:make").x.unique().tolist() == [1011 * place]
+    assert not {"neighbour", "later", "neighbourly", "neighbourly.part"} & set(sys.modules)
+
+
 # URLs
 
 
@@ -445,3 +548,39 @@ def test_urls_that_cannot_be_read_say_why(store, tmp_path, monkeypatch):
     monkeypatch.setattr(remote, "locate", lambda url: None)
     with pytest.raises(OSError, match="s3://b/x: TimeoutError: no answer at all"):
         remote.RemotePath(Down(), "b/x", "s3://b/x").exists()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "https://hunter2@host/x.npz",
+        "s3://me:hun/ter2@bucket/x.npz",
+        "simplecache::s3://me:hunter2@bucket/x.npz",
+        "abfs://me:hunter2@account/x.npz",
+        "https://host/x.npz?X-Amz-Signature=hunter2",
+        "https://host/x.npz?a=1&sig=hunter2",
+        "https://host/x.npz?access%5Ftoken=hunter2",
+        "https://host/x.npz?Key=hunter2",
+        "https://host/x.npz?password=hunter2",
+        "https://host/x.npz?X-Amz-Credential=hunter2",
+    ],
+)
+def test_urls_that_hold_secrets_are_refused_and_not_repeated(url):
+    with pytest.raises(InputError, match="give credentials through") as caught:
+        remote.locate(url)
+    assert "ter2" not in str(caught.value)
+
+
+def test_urls_without_secrets_pass(store):
+    for url in ("memory://bucket/a@b:c.npz", "memory://bucket/x.npz?design=1&versionId=3"):
+        assert str(remote.locate(url)) == url
+    assert not remote._USER.search(remote._CONTAINER.sub("", "abfs://container@account.dfs.core.windows.net/x"))
+
+
+def test_file_urls_are_paths_of_this_machine(tmp_path):
+    for name in ("a#b?c.npz", "d e.npz"):
+        np.savez(tmp_path / name, x=np.ones((2, 3), "float32"))
+        for host in ("", "localhost"):
+            assert len(data.load(f"file://{host}{tmp_path}/{name.replace(' ', '%20')}")) == 2
+    with pytest.raises(InputError, match=r"expected file:///path on this machine"):
+        data.load(f"file://elsewhere{tmp_path}/d%20e.npz")

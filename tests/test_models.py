@@ -7,6 +7,7 @@ import math
 import sys
 import textwrap
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -318,6 +319,31 @@ def test_python_code_that_gives_no_model(python_file, code, match):
     refused(match, load_model, f"{python_file(code)}:make")
 
 
+def test_modules_in_a_plain_callable_are_held(python_file):
+    path = python_file(
+        """
+        NET = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 4))
+
+        def closure():
+            net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(144, 4))
+            return lambda x: net(x)
+
+        def outer():
+            return lambda x: NET(x)
+        """
+    )
+    for name in ("closure", "outer"):
+        model, x = load_model(f"{path}:{name}"), images()
+        norm = next(part for part in model.modules() if isinstance(part, nn.BatchNorm2d))
+        assert sum(p.numel() for p in model.parameters()) == 112 + 8 + 580
+        assert not any(part.training for part in model.modules())
+        mean = norm.running_mean.clone()
+        torch.testing.assert_close(model(x)[:1], model(x[:1]))
+        eb.recipe("pgd", p=2.0, eps=0.1)(model, x, torch.zeros(5, dtype=torch.long))
+        assert torch.equal(norm.running_mean, mean)
+        assert model.to(torch.float64)(x.double()).dtype == torch.float64
+
+
 def test_python_code_that_is_not_there(tmp_path):
     refused("does not exist", load_model, f"{tmp_path}/absent.py:make")
     refused("ModuleNotFoundError", load_model, "no_such_package.module:make")
@@ -487,6 +513,9 @@ def test_a_rewritten_program_still_loads(programs, tmp_path):
         (in_program("torch.ops.aten.relu.default", "torch.ops.load_library"), "not one of torch's own"),
         (in_program("torch.ops.aten.relu.default", "_operator.methodcaller"), "not one of torch's own"),
         (in_program('"name": "relu"', '"name": "a=open(chr(98),chr(119))"'), "damaged or hostile"),
+        (in_program("torch.ops.aten.relu.default", "torch.ops.aten.save.default"), "not one of torch's own"),
+        (in_program("torch.ops.aten.relu.default", "torch.ops.aten.warn.default"), "not one of torch's own"),
+        (in_program("torch.ops.aten.relu.default", "torch.ops.aten.format.default"), "not one of torch's own"),
         (in_program("Symbol('", "S('open(1)') + Symbol('"), "damaged or hostile"),
         (in_program("positive=True", "positive=open('b')"), "damaged or hostile"),
     ],
@@ -494,6 +523,66 @@ def test_a_rewritten_program_still_loads(programs, tmp_path):
 def test_programs_that_are_more_than_operators_are_refused(programs, tmp_path, change, match):
     path = rewritten(programs["dynamic"], tmp_path / "evil.pt2", change)
     refused(match, load_model, path)
+
+
+def structured(key, spec):
+    """Put another structure of the inputs or outputs into a program."""
+
+    def change(name, content):
+        if not name.endswith("models/model.json"):
+            return content
+        program = json.loads(content)
+        signatures = [call["signature"] for call in program["graph_module"]["module_call_graph"] if call["signature"]]
+        for signature in signatures:
+            signature[key] = spec
+        assert signatures
+        return json.dumps(program).encode()
+
+    return change
+
+
+LEAF = {"type": None, "context": None, "children_spec": []}
+
+
+def structure(kind, context):
+    return json.dumps([1, {"type": kind, "context": json.dumps(context), "children_spec": [LEAF]}])
+
+
+@pytest.mark.parametrize("key", ["in_spec", "out_spec"])
+def test_structures_import_nothing(programs, tmp_path, monkeypatch, key):
+    boom = tmp_path / "boom"
+    name = f"evil_{key}"  # torch keeps what it has read by its text
+    (tmp_path / f"{name}.py").write_text(f"import enum\nopen({str(boom)!r}, 'w')\nclass E(enum.Enum):\n    a = 1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    enum = {"__enum__": True, "fqn": f"{name}:E", "name": "a"}
+    wrong = (
+        structure("builtins.dict", [enum]),
+        structure("builtins.tuple", enum),
+        structure("collections.OrderedDict", [{"a": enum}]),
+        structure("collections.namedtuple", f"{name}.E"),
+        structure("collections.defaultdict", {"default_factory_module": name, "default_factory_name": "E"}),
+        structure("builtins.list", ["a"]),
+        "[1, ",
+        [1, LEAF],
+        None,
+    )
+    for place, spec in enumerate(wrong):
+        path = rewritten(programs["dynamic"], tmp_path / f"{place}.pt2", structured(key, spec))
+        refused("structure .* damaged or hostile", load_model, path)
+    assert not boom.exists()
+    with contextlib.suppress(Exception):
+        torch.export.load(tmp_path / "0.pt2")
+    assert boom.exists(), "torch.export.load by itself would have run it"
+    sys.modules.pop(name, None)
+
+
+def test_plain_structures_of_outputs_pass(tmp_path):
+    class Parts(nn.Module):
+        def forward(self, x):
+            return OrderedDict(a=x.flatten(1), b=[x, {"c": (2 * x, None)}, {1: x}])
+
+    model = load_model(export(Parts(), tmp_path / "p.pt2"), output="a")
+    torch.testing.assert_close(model(images()), images().flatten(1))
 
 
 def test_programs_are_never_unpickled(programs, tmp_path):

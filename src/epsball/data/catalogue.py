@@ -71,7 +71,8 @@ def load(
                that is run and gives (x, y) or a Dataset
 
     split      "train" or "test", or another that the set has, such as "unlabeled"; data from a path have no splits
-               (`Dataset.split` is "all"), except a folder whose sub-folders are `train` and `test`
+               (`Dataset.split` is "all"), except a folder whose sub-folders are `train` and `test`, and Parquet files
+               whose names begin so, see `load_parquet`
     data_root  folder that holds the catalogue's sets; default: EPSBALL_DATA, else the user's cache folder
     limit      only the first so many samples, in the official order
     download   fetch the files of a catalogue set where they are absent
@@ -118,7 +119,9 @@ def _from_path(
         suffix = path.suffix.lower()
         is_dir = path.is_dir()
         if (is_dir and parquet.is_folder_of_parquet(path)) or (suffix == ".parquet" and not is_dir):
-            return parquet.load_parquet(path, limit, x_columns=x_columns, y_columns=y_columns, skip_bad=skip_bad)
+            return parquet.load_parquet(
+                path, limit, split=split, x_columns=x_columns, y_columns=y_columns, skip_bad=skip_bad
+            )
         if x_columns or y_columns:
             raise InputError(f"expected a Parquet file for x_columns and y_columns, got {path}; leave them out.")
         if is_dir:

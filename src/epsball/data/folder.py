@@ -28,6 +28,7 @@ def load(path: Location, split: str, limit: int | None = None, *, skip_bad: bool
 
     skip_bad: files that are no such images, that differ in size or channels from most, that are links out of the
     folder or in the wrong place, are left out and listed in `Dataset.skipped`; `ids` are positions among all files.
+    A class folder that cannot be read is refused all the same: without it the other classes had other indices.
     """
     root = path.resolve() if isinstance(path, Path) else None
     skipper = Skipper(skip_bad)
@@ -94,8 +95,19 @@ def _files(entries: list[Location], skipper: Skipper) -> list[Location]:
 def _list(
     base: Location, root: Path | None, skipper: Skipper
 ) -> tuple[list[Location], list[int], tuple[str, ...] | None]:
-    entries = _entries(base, root, skipper)
-    folders = [entry for entry in entries if entry.is_dir()]
+    visible = _visible(base)
+    classes = {entry.name for entry in visible if entry.is_dir()}
+    for entry in visible if classes else ():
+        # A link that leads nowhere may have been a class as well.
+        if isinstance(entry, Path) and (entry.name in classes or not entry.exists()):
+            tried = Skipper(True)
+            if not _inside(entry, root, tried):
+                raise InputError(
+                    f"{entry}: {tried.found[0].reason}, and the classes are numbered by their folders; copy it in or "
+                    "remove it."
+                )
+    entries = [entry for entry in visible if _inside(entry, root, skipper)]
+    folders = [entry for entry in entries if entry.name in classes]
     if not entries and not skipper.found:
         raise InputError(f"{base}: the folder holds no images.")
     if not folders:

@@ -15,14 +15,22 @@ from epsball.data.checks import check_memory
 from epsball.data.dataset import Dataset
 from epsball.data.images import read_images
 from epsball.data.optional import require
+from epsball.data.parquet_columns import (
+    choose,
+    damaged_rows,
+    files_of,
+    is_image,
+    is_list,
+    is_number,
+    is_text,
+    text_classes,
+)
 from epsball.data.remote import Location
 from epsball.data.skipping import Skipper
 from epsball.data.tensors import from_tensors
 from epsball.errors import InputError
 
 __all__ = ["is_folder_of_parquet", "load_parquet"]
-
-LABELS = ("label", "labels", "target", "targets", "y", "class")
 
 
 def is_folder_of_parquet(folder: Location) -> bool:
@@ -35,40 +43,54 @@ def load_parquet(
     path: Location,
     limit: int | None = None,
     *,
+    split: str = "test",
     x_columns: Sequence[str] = (),
     y_columns: Sequence[str] = (),
     skip_bad: bool = False,
 ) -> Dataset:
     """Return the samples of a Parquet file, or of the shards in a folder, in the order of their names.
 
+    split      in a folder where the names of files begin with several of train, test and validation: "train" reads the
+               train files, "test" the test files or, where there are none, the validation files. Else all are read
     x_columns  one column of images (bytes, or a struct with `bytes`) gives (N, C, H, W) in [0, 1]; one of lists gives
                (N, L); several of numbers give (N, M). Default: the one image column, else the one of lists, else all
-               columns of numbers that are not y
-    y_columns  integers or text give classes, floating numbers reference outputs (N, O). Default: the column called
-               label, labels, target, targets, y or class, where there is one
+               columns of numbers that are neither y nor the index of a pandas table
+    y_columns  integers or text give classes (text in sorted order, a dictionary column in its own), floating numbers
+               reference outputs (N, O). Default: the column called label, labels, target, targets, y or class, where
+               there is one
 
-    skip_bad: rows with a missing or damaged image or value are left out, and listed by row in `Dataset.skipped`.
+    skip_bad: rows with a missing or damaged image, value or label, or with a list of another shape than most, are left
+    out, and listed by row in `Dataset.skipped`.
     """
     pq, pa = (require(name, "pyarrow", "reading Parquet") for name in ("pyarrow.parquet", "pyarrow"))
-    files = sorted(_shards(path), key=lambda file: file.name)
-    table, total = _read(files, path, pq, pa, limit, tuple(x_columns), tuple(y_columns))
+    files, chosen = files_of(split, sorted(_shards(path), key=lambda file: file.name), str(path))
+    table, total, names = _read(files, path, pq, pa, limit, tuple(x_columns), tuple(y_columns))
     schema, skipper = table.schema, Skipper(skip_bad)
-    xs, ys = _choose(schema, pa, tuple(x_columns), tuple(y_columns), str(path))
-    images = _is_image(schema.field(xs[0]).type, pa)
-    y, classes = _labels(table, ys, pa, str(path))
+    xs, ys = choose(schema, pa, tuple(x_columns), tuple(y_columns), str(path))
+    rows = torch.arange(table.num_rows)
+    if skip_bad:
+        bad = damaged_rows(table, xs, ys, pa)
+        for row, reason in bad.items():
+            skipper.refuse(f"{path}, row {row}", reason)
+        rows = torch.tensor([row for row in rows.tolist() if row not in bad], dtype=torch.int64)
+        skipper.check_some(len(rows), str(path))
+        table = table.take(rows.numpy()) if bad else table
+    images = is_image(schema.field(xs[0]).type, pa)
+    y, classes = _labels(table, ys, pa, str(path), names)
     name = str(path)
     if images:
-        x, places = _images(table[xs[0]], f"{path}, column {xs[0]}", skipper)
-        ids = torch.tensor(places, dtype=torch.int64)
-        found = from_tensors(name, x, None if y is None else y[ids], skipper, ids)
+        x, places = _images(table[xs[0]], f"{path}, column {xs[0]}", rows.tolist(), skipper)
+        index = torch.tensor(places, dtype=torch.int64)
+        found = from_tensors(name, x, None if y is None else y[index], skipper, rows[index])
     else:
-        found = from_tensors(name, _features(table, xs, pa, str(path)), y, skipper)
-    source = f"{path}: {len(found):,} of {total:,} rows{skipper.said}"
+        found = from_tensors(name, _features(table, xs, pa, str(path)), y, skipper, rows)
+    kind = "" if chosen == "all" else f", {chosen} files"
+    source = f"{path}{kind}: {len(found):,} of {total:,} rows{skipper.said}"
     return Dataset.of(
         name,
         found.x,
         found.target,
-        split="all",
+        split=chosen,
         source=source,
         classes=classes,
         bounds=(0.0, 1.0) if images else None,
@@ -86,15 +108,20 @@ def _shards(path: Location) -> list[Location]:
 
 def _read(
     files: list[Location], path: Location, pq: Any, pa: Any, limit: int | None, xs: tuple[str, ...], ys: tuple[str, ...]
-) -> tuple[Any, int]:
-    """Read the columns that are asked for of the first rows, and count all rows."""
+) -> tuple[Any, int, tuple[str, ...]]:
+    """Read the columns that are asked for of the first rows, count all rows, and find all classes that are text."""
     parts: list[Any] = []
+    labels: list[Any] = []
     total = 0
     for file in files:
         try:
             with file.open("rb") as stream:
                 reader = pq.ParquetFile(stream)
-                wanted = [name for side in _choose(reader.schema_arrow, pa, xs, ys, str(file)) for name in side]
+                sides = choose(reader.schema_arrow, pa, xs, ys, str(file))
+                wanted = [name for side in sides for name in side]
+                if len(sides[1]) == 1 and is_text(reader.schema_arrow.field(sides[1][0]).type, pa):
+                    # Whole, beyond the limit: an index must mean the same class whatever is read.
+                    labels.append(reader.read(columns=sides[1]).column(0))
                 have = sum(part.num_rows for part in parts)
                 total += reader.metadata.num_rows
                 left = reader.metadata.num_rows if limit is None else max(0, limit - have)
@@ -117,58 +144,10 @@ def _read(
         raise InputError(f"{path}: the files differ in their columns ({error}); read them one by one.") from error
     if not table.num_rows:
         raise InputError(f"{path}: holds no rows.")
-    return table, total
+    return table, total, text_classes(labels, pa)
 
 
-def _choose(schema: Any, pa: Any, xs: tuple[str, ...], ys: tuple[str, ...], where: str) -> tuple[list[str], list[str]]:
-    """Return the columns of x and those of y."""
-    names = list(schema.names)
-    absent = next((name for name in (*xs, *ys) if name not in names), None)
-    if absent is not None:
-        raise InputError(f"{where}: no column {absent!r}; there are {', '.join(map(repr, names[:12]))}.")
-    found = list(ys) or [name for name in LABELS if name in names and name not in xs][:1]
-    if xs:
-        return list(xs), found
-    rest = [name for name in names if name not in found]
-    for kind, test in (("images", _is_image), ("lists", _is_list)):
-        chosen = [name for name in rest if test(schema.field(name).type, pa)]
-        if len(chosen) > 1:
-            raise InputError(
-                f"{where}: several columns hold {kind}: {', '.join(map(repr, chosen))}; "
-                "choose one (x_columns=, --x-columns)."
-            )
-        if chosen:
-            return chosen, found
-    numbers = [name for name in rest if _is_number(schema.field(name).type, pa)]
-    if not numbers:
-        raise InputError(
-            f"{where}: no column of images, lists or numbers among {', '.join(map(repr, names[:12]))}; name those of x "
-            "(x_columns=, --x-columns)."
-        )
-    return numbers, found
-
-
-def _is_image(kind: Any, pa: Any) -> bool:
-    if pa.types.is_struct(kind):
-        inner = [kind.field(i) for i in range(kind.num_fields)]
-        return any(part.name == "bytes" and _is_bytes(part.type, pa) for part in inner)
-    return _is_bytes(kind, pa)
-
-
-def _is_bytes(kind: Any, pa: Any) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _is_list(kind: Any, pa: Any) -> bool:
-    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    return bool(lists) and bool(pa.types.is_floating(kind.value_type) or _is_list(kind.value_type, pa))
-
-
-def _is_number(kind: Any, pa: Any) -> bool:
-    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind))
-
-
-def _images(column: Any, where: str, skipper: Skipper) -> tuple[torch.Tensor, list[int]]:
+def _images(column: Any, where: str, ids: list[int], skipper: Skipper) -> tuple[torch.Tensor, list[int]]:
     def opened(value: Any) -> io.BytesIO:
         raw = value.get("bytes") if isinstance(value, dict) else value
         if raw is None:
@@ -176,7 +155,7 @@ def _images(column: Any, where: str, skipper: Skipper) -> tuple[torch.Tensor, li
             raise ValueError("the row holds no bytes")
         return io.BytesIO(raw)
 
-    rows = ((f"{where}, row {row}", partial(opened, value.as_py())) for row, value in enumerate(column))
+    rows = ((f"{where}, row {row}", partial(opened, value.as_py())) for row, value in zip(ids, column, strict=True))
     return read_images(cast(Any, rows), len(column), skipper)
 
 
@@ -184,9 +163,9 @@ def _features(table: Any, names: list[str], pa: Any, where: str) -> torch.Tensor
     columns = []
     for name in names:
         kind = table.schema.field(name).type
-        if _is_number(kind, pa):
+        if is_number(kind, pa):
             columns.append(_numbers(table[name], pa)[:, None])
-        elif _is_list(kind, pa) and len(names) == 1:
+        elif is_list(kind, pa) and len(names) == 1:
             return _lists(table[name], name, where)
         else:
             raise InputError(
@@ -215,7 +194,9 @@ def _lists(column: Any, name: str, where: str) -> torch.Tensor:
         ) from error
 
 
-def _labels(table: Any, names: list[str], pa: Any, where: str) -> tuple[torch.Tensor | None, tuple[str, ...] | None]:
+def _labels(
+    table: Any, names: list[str], pa: Any, where: str, text: tuple[str, ...]
+) -> tuple[torch.Tensor | None, tuple[str, ...] | None]:
     """Return y, (N,) class indices or (N, O) reference outputs, and the class names where they are known."""
     if not names:
         return None, None
@@ -228,14 +209,13 @@ def _labels(table: Any, names: list[str], pa: Any, where: str) -> tuple[torch.Te
             return _lists(column, names[0], where), None
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             values = column.to_pylist()
-            classes = sorted({value for value in values if value is not None})
             _complete(column, names[0], where)
-            index = {value: place for place, value in enumerate(classes)}
-            return torch.tensor([index[value] for value in values]), tuple(classes)
+            index = {value: place for place, value in enumerate(text)}
+            return torch.tensor([index[value] for value in values]), text
         if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
             _complete(column, names[0], where)
             return torch.from_numpy(column.cast(pa.int64()).to_numpy().copy()), _class_names(table.schema, names[0])
-    wrong = next((n for n, kind in zip(names, kinds, strict=True) if not _is_number(kind, pa)), None)
+    wrong = next((n for n, kind in zip(names, kinds, strict=True) if not is_number(kind, pa)), None)
     if wrong is not None:
         raise InputError(
             f"{where}: the column {wrong!r} holds {table.schema.field(wrong).type}, expected numbers as y."
@@ -246,7 +226,8 @@ def _labels(table: Any, names: list[str], pa: Any, where: str) -> tuple[torch.Te
 def _complete(column: Any, name: str, where: str) -> None:
     if column.null_count:
         raise InputError(
-            f"{where}: the label column {name!r} misses {column.null_count} values; drop those rows first."
+            f"{where}: the label column {name!r} misses {column.null_count} values; drop those rows first, or leave "
+            "them out (--skip-bad)."
         )
 
 

@@ -33,9 +33,9 @@ def load(text: str, limit: int | None = None, *, skip_bad: bool = False) -> Data
 
 def from_python(name: str, found: Any, limit: int | None = None, *, skip_bad: bool = False) -> Dataset:
     """Return the samples of a Python object, as `load` says."""
-    if isinstance(found, Dataset):
-        return found
     skipper = Skipper(skip_bad)
+    if isinstance(found, Dataset):
+        return _checked(name, found, skipper)
     if isinstance(found, Mapping) and "x" in found:
         return from_tensors(name, *_pair(found["x"], found.get("y"), name), skipper)
     if isinstance(found, (torch.Tensor, np.ndarray)):
@@ -50,6 +50,24 @@ def from_python(name: str, found: Any, limit: int | None = None, *, skip_bad: bo
             f"{type(found).__name__}."
         )
     return _stacked(name, found, limit, skipper)
+
+
+def _checked(name: str, found: Dataset, skipper: Skipper) -> Dataset:
+    """Return a set of the user's own making after the checks that all samples meet."""
+    x, y = _pair(found.x, found.target, name)
+    ids = torch.as_tensor(found.ids)
+    if ids.dtype != torch.int64 or ids.shape != x.shape[:1]:
+        raise InputError(f"{name}: expected ids (N,) of int64, one a sample, got {ids.dtype} of {tuple(ids.shape)}.")
+    part = from_tensors(name, x, y, skipper, ids)
+    return replace(
+        found,
+        x=part.x,
+        target=part.target,
+        digest=part.digest,
+        ids=part.ids,
+        source=found.source + skipper.said,
+        skipped=(*found.skipped, *part.skipped),
+    )
 
 
 def _stacked(name: str, found: Any, limit: int | None, skipper: Skipper) -> Dataset:

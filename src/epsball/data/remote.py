@@ -6,14 +6,18 @@ import re
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from epsball.errors import InputError
 
 __all__ = ["Location", "RemotePath", "is_url", "locate"]
 
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]+(?:::[^/]*)*://.*", re.DOTALL)
-_SECRET = re.compile(r"://[^/@]*:[^/@]*@")
+_USER = re.compile(r"://(?:[^/]*|[^/:@]*:(?!\d+/)[^@]*)@")
+_CONTAINER = re.compile(r"(?<![\w+.\-])(?:abfss?|az|adl|wasbs?)://[^/@:?#]*@", re.IGNORECASE)  # of Azure: no user
+_KEYS = re.compile(
+    r"[?&;#][^=&;#]*(?:\bsig\b|signature|token|key|passw|pwd|credential|secret|auth)[^=&;#]*=", re.IGNORECASE
+)
 
 
 class RemotePath:
@@ -78,17 +82,17 @@ def is_url(text: str) -> bool:
 def locate(url: str) -> Location:
     """Return the file or folder behind a URL; InputError where its kind is unknown or its package absent.
 
-    Credentials belong in the store's own configuration: a URL with a password is refused, since it would be written
-    into the manifest.
+    Credentials belong in the store's own configuration: a URL with a user, a password or a signed query is refused,
+    since it would be written into the manifest.
     """
-    if _SECRET.search(url):
-        shown = _SECRET.sub("://…@", url)
+    kind = url.partition("://")[0].lower()
+    if kind in ("file", "local"):
+        return _local(url)
+    if _USER.search(_CONTAINER.sub("", url)) or _KEYS.search(unquote(url)):
         raise InputError(
-            f"data: {shown} holds a password, which would be written into the manifest; give credentials through the "
-            "store's environment variables or configuration."
+            f"data: {kind}://… holds a password, user name, token or signature, which would be written into the "
+            "manifest; give credentials through the store's environment variables or configuration."
         )
-    if url.lower().startswith(("file://", "local://")):
-        return Path(unquote(urlsplit(url).path))
     try:
         import fsspec
     except ImportError as error:
@@ -102,3 +106,10 @@ def locate(url: str) -> Location:
     except Exception as error:  # an unknown protocol, or whatever a store asks for
         raise InputError(f"data: {url} cannot be opened ({type(error).__name__}: {error}); check the URL.") from error
     return RemotePath(system, path, url)
+
+
+def _local(url: str) -> Path:
+    host, slash, path = url.partition("://")[2].partition("/")
+    if host.lower() not in ("", "localhost") or not slash:
+        raise InputError(f"data: expected file:///path on this machine, got {url}; give the path itself.")
+    return Path(unquote(slash + path))  # ? and # are part of a file's name

@@ -21,6 +21,9 @@ __all__ = ["call", "is_reference", "load_object", "source_digest"]
 _FILE = re.compile(r"(?P<where>.+\.py):(?P<name>[A-Za-z_][\w.]*)")
 _MODULE = re.compile(r"(?P<where>[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):(?P<name>[A-Za-z_][\w.]*)")
 
+# What each user file imported from its own folder.
+_NEIGHBOURS: dict[Path, dict[str, ModuleType]] = {}
+
 
 def is_reference(text: str) -> bool:
     """Return whether the text is `file.py:name` or `package.module:name`; nothing is looked up."""
@@ -31,7 +34,8 @@ def load_object(text: str, what: str) -> Any:
     """Import the file or module and return what it calls `name`; its code is run, as `python file.py` would.
 
     what: "model" or "data", for the messages. While a file is imported its folder, and for a module the working
-    directory, stand first on the import path. InputError where the code is absent, fails, or has no such name.
+    directory, stand first on the import path. What a file imports from its own folder is its own: another file may have
+    a neighbour of the same name. InputError where the code is absent, fails, or has no such name.
     """
     match = _FILE.fullmatch(text) or _MODULE.fullmatch(text)
     if match is None:
@@ -49,8 +53,10 @@ def load_object(text: str, what: str) -> Any:
 def call(factory: Any, text: str, what: str, *arguments: Any) -> Any:
     """Call the user's factory; InputError with its own error where it fails."""
     where = _FILE.fullmatch(text) or _MODULE.fullmatch(text)
-    folder = None if where is None or not where["where"].endswith(".py") else Path(where["where"]).expanduser()
-    with _first_on_path(os.getcwd() if folder is None else str(folder.resolve().parent)), _explained(text, what):
+    if where is None or not where["where"].endswith(".py"):
+        with _first_on_path(os.getcwd()), _explained(text, what):
+            return factory(*arguments)
+    with _neighbours(Path(where["where"]).expanduser().resolve()), _explained(text, what):
         return factory(*arguments)
 
 
@@ -78,8 +84,9 @@ def _import_file(where: str, what: str) -> ModuleType:
         raise InputError(f"{what}: {where} cannot be imported as Python.")
     module = importlib.util.module_from_spec(spec)
     sys.modules[key] = module  # dataclasses look their module up
+    _NEIGHBOURS.pop(path, None)
     try:
-        with _first_on_path(str(path.parent)), _explained(where, what):
+        with _neighbours(path), _explained(where, what):
             spec.loader.exec_module(module)
     except BaseException:
         sys.modules.pop(key, None)
@@ -122,6 +129,31 @@ def _first_on_path(folder: str) -> Iterator[None]:
     finally:
         if folder in sys.path:
             sys.path.remove(folder)
+
+
+@contextmanager
+def _neighbours(file: Path) -> Iterator[None]:
+    """Import from a file's folder; what comes from there is kept for this file, not in sys.modules."""
+    own = _NEIGHBOURS.setdefault(file, {})
+    for name, module in own.items():
+        sys.modules.setdefault(name, module)
+    before = set(sys.modules) - {name for name, module in own.items() if sys.modules[name] is module}
+    try:
+        with _first_on_path(str(file.parent)):
+            yield
+    finally:
+        if file.parent.name not in ("site-packages", "dist-packages"):  # installed packages are everyone's
+            new = [name for name in sys.modules if name not in before]
+            roots = {name for name in new if "." not in name and _lies_in(sys.modules[name], file.parent)}
+            own.update({name: sys.modules.pop(name) for name in new if name.partition(".")[0] in roots})
+
+
+def _lies_in(module: ModuleType, folder: Path) -> bool:
+    """Tell whether a top-level module is a .py file or a package directly in the folder."""
+    file = getattr(module, "__file__", None)
+    places = [Path(place).parent for place in getattr(module, "__path__", ())]
+    places += [Path(file).parent] if file and file.endswith(".py") and not places else []
+    return any(place.resolve() == folder for place in places)
 
 
 def _public(module: ModuleType) -> str:

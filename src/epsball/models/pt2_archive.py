@@ -47,7 +47,9 @@ CALLS |= {"FloorToInt", "CeilDiv", "LShift", "RShift", "PowByNatural", "FloatPow
 CALLS |= {"IsNonOverlappingAndDenseIndicator", "TruncToFloat", "TruncToInt", "RoundToInt", "RoundDecimal", "ToFloat"}
 CALLS |= {"Identity", "Equality", "Unequality", "StrictLessThan", "LessThan", "StrictGreaterThan", "GreaterThan"}
 SYMBOL = re.compile(r"_?[a-z]{1,8}_?\d+|int_oo|oo")
-FREE = {"metadata", "stack_trace", "in_spec", "out_spec", "guards_code", "as_string", "as_strings"}
+FREE = {"metadata", "stack_trace", "guards_code", "as_string", "as_strings"}
+# Structures of inputs and outputs; torch imports what other types name in their context.
+STRUCTURES = ("builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict")
 
 
 def check_archive(raw: bytes, path: str) -> None:
@@ -122,7 +124,9 @@ def _check_program(content: bytes, path: str) -> None:
 def _walk(value: Any, key: str, path: str) -> None:
     if key in FREE:
         return
-    if isinstance(value, dict):
+    if key in ("in_spec", "out_spec"):
+        _check_structure(value, path)
+    elif isinstance(value, dict):
         for name, inner in value.items():
             _plain(name, "key", path)
             _walk(inner, name, path)
@@ -146,10 +150,37 @@ def _plain(text: str, what: str, path: str) -> None:
         raise _hostile(path, what, text)
 
 
+def _check_structure(text: Any, path: str) -> None:
+    """Refuse a structure that is more than tuples, lists and dicts with plain keys."""
+    try:
+        protocol, spec = json.loads(text)
+        known = protocol == 1 and _plain_structure(spec)
+    except (TypeError, ValueError, RecursionError):
+        known = False
+    if not known:
+        raise _hostile(path, "structure", str(text))
+
+
+def _plain_structure(spec: Any) -> bool:
+    if not isinstance(spec, dict) or set(spec) != {"type", "context", "children_spec"}:
+        return False
+    kind, context, children = spec["type"], spec["context"], spec["children_spec"]
+    if kind is None:
+        return context is None and children == []
+    if kind not in STRUCTURES or not isinstance(context, str) or not isinstance(children, list):
+        return False
+    keys = json.loads(context)
+    if kind in ("builtins.tuple", "builtins.list"):
+        fits = keys is None
+    else:
+        fits = isinstance(keys, list) and all(type(key) in (str, int) for key in keys) and len(keys) == len(children)
+    return fits and all(map(_plain_structure, children))
+
+
 def _check_operator(target: str, path: str) -> None:
     parts = target.split(".")
     ours = parts[:2] == ["torch", "ops"] and all(re.fullmatch(r"\w+", part) and "__" not in part for part in parts)
-    if ours and len(parts) == 5 and parts[2] in NAMESPACES and parts[3] not in BARRED:
+    if ours and len(parts) == 5 and parts[2] in NAMESPACES and parts[3] not in BARRED and _dispatched(*parts[2:]):
         return
     if ours and len(parts) == 4 and parts[2] == "higher_order" and parts[3] in HIGHER_ORDER:
         return
@@ -159,6 +190,13 @@ def _check_operator(target: str, path: str) -> None:
         f"{path}: its graph calls {target!r}, which is not one of torch's own operators; give the model as "
         "file.py:factory, whose code you can read."
     )
+
+
+def _dispatched(namespace: str, name: str, overload: str) -> bool:
+    """Tell an operator on tensors from a built-in of TorchScript, such as aten::save, which writes a file."""
+    full = f"{namespace}::{name}" + ("" if overload == "default" else f".{overload}")
+    # Only torch's own are all registered by now; TorchScript's built-ins share their namespace.
+    return namespace != "aten" or bool(torch._C._dispatch_has_kernel(full))
 
 
 def _check_expression(text: str, path: str) -> None:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from epsball.errors import InputError
 from epsball.models.select import Output
-from epsball.target_model import describe_outputs
+from epsball.target_model import _held, describe_outputs
 
 __all__ = ["Preprocessing", "WrappedModel", "read_size"]
 
@@ -114,6 +114,9 @@ class WrappedModel(nn.Module):
     ) -> None:
         super().__init__()
         self.network = network  # a plain callable is kept as it is, a module becomes a sub-module
+        if not isinstance(network, nn.Module):
+            # The modules that it holds are moved, put in eval mode and counted like sub-modules.
+            self.held = nn.ModuleList(dict.fromkeys(_held(network, 3)))
         self.preprocessing = preprocessing or Preprocessing()
         self.output = output
         self.source = source or {}
