@@ -181,7 +181,6 @@ def _polish(attack: Parts, problem: Problem, constraint: ConstraintSet, state: S
 def _linearised(problem: Problem, objective: Objective, batch: Batch, state: State) -> Expansion:
     """Linearise an objective where the samples stand."""
     point = place(batch.x, batch.eta, batch.constraint)
-    expansion = problem.expand(Linear(), objective, point, batch.target)
-    assert isinstance(expansion, Expansion)
+    expansion = Linear().expand(problem.craft, objective, point, batch.target, convolutional=problem.convolutional)
     state.count(batch.index, expansion.spent())
     return expansion
