@@ -79,7 +79,15 @@ def test_grids_are_those_of_the_issue():
     assert paper.PAPER["cifar10-densenet40"].grid == pytest.approx(np.linspace(0.002, 0.01, 9))
 
 
+@pytest.fixture
+def mnist_alone(monkeypatch):
+    """The networks of MNIST: those of CIFAR-10 go the same way, and take minutes."""
+    for name in [name for name in paper.PAPER if not name.startswith("mnist")]:
+        monkeypatch.delitem(paper.PAPER, name)
+
+
 @needs_mnist
+@pytest.mark.usefixtures("mnist_alone")
 def test_table3_reports_what_the_distances_say(tmp_path):
     text = paper.table3(paper.Setting(tmp_path, limit=60, batch_size=25))
     record = json.loads((tmp_path / "table3.json").read_text())
@@ -101,6 +109,7 @@ def test_table3_reports_what_the_distances_say(tmp_path):
 
 @needs_mnist
 @pytest.mark.slow
+@pytest.mark.usefixtures("mnist_alone")
 def test_figure3_writes_rows_curves_and_verdicts(tmp_path):
     calls = []
     text = paper.figure3(paper.Setting(tmp_path, limit=24, batch_size=24, progress=lambda *call: calls.append(call)))
