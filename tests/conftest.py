@@ -27,3 +27,32 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if "slow" in item.keywords:
             item.add_marker(skip)
+
+
+OPERATORS = ("nms", "qnms")
+
+
+def lend_operators():
+    """Define the schemas that torchvision's Python code refers to, where its compiled operators do not load."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for name in OPERATORS:
+        try:
+            getattr(torch.ops.torchvision, name)
+        except AttributeError:
+            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return library
+
+
+@pytest.fixture(scope="session")
+def adapter():
+    """Import an optional adapter, or skip with the reason."""
+    kept = []
+
+    def get(name):
+        try:
+            return pytest.importorskip(name, reason=f"{name} is an optional extra", exc_type=ImportError)
+        except (RuntimeError, AttributeError):  # torchvision beside a torch that it was not compiled for
+            kept.append(lend_operators())
+            return pytest.importorskip(name, reason=f"{name} is an optional extra", exc_type=ImportError)
+
+    return get

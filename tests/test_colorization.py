@@ -182,8 +182,8 @@ def test_inception_features_ask_for_timm(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.slow
-def test_inception_features() -> None:
-    pytest.importorskip("timm")
+def test_inception_features(adapter) -> None:  # type: ignore[no-untyped-def]
+    adapter("timm")
     model = colorization(1 / 16, "inception_resnet_v2").eval()
     assert (model.features.side, model.features.count) == (299, 1000)
     x = torch.rand(1, 1, 96, 96, requires_grad=True)

@@ -28,33 +28,6 @@ from helpers import generator
 
 SHAPE = (3, 8, 8)
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.3)
-OPERATORS = ("nms", "qnms")
-
-
-def lend_operators():
-    """Define the schemas that torchvision's Python code refers to, where its compiled operators do not load."""
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for name in OPERATORS:
-        try:
-            getattr(torch.ops.torchvision, name)
-        except AttributeError:
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    return library
-
-
-@pytest.fixture(scope="session")
-def adapter():
-    """Import an optional adapter, or skip with the reason."""
-    kept = []
-
-    def get(name):
-        try:
-            return pytest.importorskip(name, reason=f"{name} is an optional extra", exc_type=ImportError)
-        except (RuntimeError, AttributeError):  # torchvision beside a torch that it was not compiled for
-            kept.append(lend_operators())
-            return pytest.importorskip(name, reason=f"{name} is an optional extra", exc_type=ImportError)
-
-    return get
 
 
 def images(count=5, shape=SHAPE, seed=0):
