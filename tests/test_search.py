@@ -71,6 +71,15 @@ def test_best_is_exact_on_affine_models_inside_the_box(p):
     torch.testing.assert_close(result.gain[stands], optimum[stands], rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.parametrize("eps", [0.2, 0.4, 0.8])
+def test_the_last_step_weighs_all_classes_from_x_itself(eps):
+    model, x, y = affine(5)
+    schedule = eb.Schedule(steps=2, step_size=(0.01, 0.0), update="project", stop="never", keep="best")
+    ball = eb.LpBall(p=2.0, eps=eps, bounds=(0.0, 1.0))
+    result = eb.Attack(ball, eb.Margin(), schedule=schedule)(model, x, y)
+    torch.testing.assert_close(result.gain, optima(model, x, y, 2.0, eps), rtol=1e-6, atol=1e-9)
+
+
 class Recorded(nn.Module):
     """Count forward and backward passes of every sample, told apart by the first entry, which nothing changes."""
 

@@ -33,7 +33,7 @@ def fit(
 ) -> float:
     """Minimise the recipe's mean loss over (x, target) from where the checkpoint stands; return the seconds in all.
 
-    Convolutions run with channels last, which a CPU does faster too (DenseNet-40: by a third); on an accelerator in
+    Convolutions run with channels last, which a CPU does faster too; on an accelerator in
     bfloat16 where autocast takes it. FloatingPointError if the loss is not finite.
     """
     start = time.perf_counter()
