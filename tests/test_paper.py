@@ -15,6 +15,7 @@ import epsball as eb
 from epsball import data, networks
 from epsball.experiments import paper
 from epsball.experiments.claims import Claim, judge
+from epsball.experiments.paper.classifiers import PAPER
 from epsball.experiments.paper.regressors import PANELS
 from epsball.experiments.regression_claims import judge_panel, paired_mean
 from epsball.metrics import FoolingCurve
@@ -80,10 +81,15 @@ def test_grids_are_those_of_the_issue():
 
 
 @pytest.fixture
-def mnist_alone(monkeypatch):
-    """The networks of MNIST: those of CIFAR-10 go the same way, and take minutes."""
-    for name in [name for name in paper.PAPER if not name.startswith("mnist")]:
-        monkeypatch.delitem(paper.PAPER, name)
+def mnist_alone():
+    """The networks for MNIST alone; the catalogue afterwards as it was, in its order too."""
+    everything = dict(PAPER)
+    for name in everything:
+        if not name.startswith("mnist"):
+            del PAPER[name]
+    yield
+    PAPER.clear()
+    PAPER.update(everything)
 
 
 @needs_mnist

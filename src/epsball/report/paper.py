@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from epsball.report.figures import Curve, FoolingCurves
+from epsball.report.paper_table3 import deviations
 from epsball.report.paper_text import method_name
 from epsball.report.style import INK, MUTED, new_figure, save, show_image
 from epsball.report.tables import to_markdown
@@ -42,6 +43,7 @@ def table3_markdown(record: Record) -> str:
         to_markdown(rows).rstrip(),
         "",
         "ρ̂₁ and ρ̂₂ are means over the images classified correctly; ρ̂₂, the first-order distance, knows no range.",
+        *_explained(record),
         *_left_out(record),
         _versions(record),
     ]
@@ -155,8 +157,29 @@ def _curve(name: str, eps: Any, values: Record, count: int) -> Curve:
 
 def _cell(value: Record, digits: int) -> str:
     ours, low, high = (_number(value[key], digits) for key in ("ours", "low", "high"))
-    deviation = "" if value["ours"] is None else f", {100.0 * (value['ours'] / value['paper'] - 1.0):+.0f} %"
-    return f"{value['paper']:g} → {ours} ({low} to {high}){deviation}"
+    if value["ours"] is None:
+        return f"{value['paper']:g} → {ours}"
+    deviation = f"{100.0 * (value['ours'] / value['paper'] - 1.0):+.0f} %"
+    return f"{value['paper']:g} → {ours}{_interval(low, high)}, {deviation}"
+
+
+def _interval(low: str, high: str) -> str:
+    """Write an interval with the ends that are known: one image has none, few bound a quantile on one side only."""
+    if "∞" not in (low, high):
+        return f" ({low} to {high})"
+    if low == high:
+        return ""
+    return f" (from {low})" if high == "∞" else f" (up to {high})"
+
+
+def _explained(record: Record) -> list[str]:
+    """List the deviations above 30 % with what was tested to explain them."""
+    lines = [
+        f"- {off.name} of {off.title} ({off.percent:+.0f} %): {off.explanation or 'no explanation was tested.'}"
+        for off in deviations(record)
+        if off.is_large and off.percent is not None and not off.covered
+    ]
+    return ["", "Deviations above 30 %:", "", *lines, ""] if lines else []
 
 
 def _number(value: float | None, digits: int) -> str:

@@ -10,6 +10,7 @@ import torch
 
 from epsball.experiments.paper.classifiers import PAPER, PaperRow
 from epsball.experiments.paper.common import RANGES, Bounds, arrow, concat, finite, normal, write
+from epsball.experiments.paper.explanations import centred_norm, explanations, mean_centred
 from epsball.experiments.paper.parts import Part
 from epsball.experiments.paper.setting import Loaded, Setting
 from epsball.metrics import Robustness, robustness
@@ -30,15 +31,20 @@ def table3(setting: Setting) -> str:
     parts = setting.prepare()
     rows: list[dict[str, Any]] = []
     tables: list[Any] = []
+    centred: dict[str, float] = {}
     for name in filter(setting.has_weights, PAPER):
         loaded = setting.classifier(name)
         for label, bounds in RANGES.items():
             identity = {**loaded.identity, "what": "distances", "range": label}
             part = parts.get(identity, partial(_measure, setting, loaded, label, bounds))
             tables.append(part.rows)
-            rows.append(_table3_row(name, PAPER[name], label, _distances(part)))
+            result = _distances(part)
+            rows.append(_table3_row(name, PAPER[name], label, result))
+            if bounds is None:
+                centred[name] = mean_centred(result, torch.tensor(part.rows["centred_norm"].to_pylist()))
     record = {**setting.record("table3"), "p": "inf", "rows": rows}
     record["left_out"] = [name for name in PAPER if not setting.has_weights(name)]
+    record["explanations"] = explanations(rows, centred)
     text = table3_markdown(record)
     write(setting.out, "distances.parquet", concat(tables))
     write(setting.out, "table3.json", record)
@@ -61,6 +67,7 @@ def _measure(setting: Setting, loaded: Loaded, label: str, bounds: Bounds) -> Pa
     columns: dict[str, list[Any]] = {"network": [name] * count, "range": [label] * count}
     columns["sample_id"] = images.ids.tolist()
     columns |= {key: getattr(result, key).tolist() for key in _COLUMNS}
+    columns["centred_norm"] = centred_norm(images.x, math.inf).tolist()
     return Part(arrow(columns), {"level": result.level})
 
 
