@@ -57,7 +57,7 @@ class Expansion:
     def finite_and_flat(self) -> tuple[Tensor, Tensor]:
         """Tell for each sample whether all values and gradients are finite, and whether all gradients are zero."""
         # One reduction answers both: the largest magnitude is NaN or inf where an entry is.
-        largest = norm(self.gradient, math.inf)
+        largest = torch.stack([norm(gradient, math.inf) for gradient in self.gradient.unbind(1)], 1).amax(1)
         return largest.isfinite() & self.value.isfinite().all(1), largest == 0
 
 
@@ -117,7 +117,7 @@ class Linear:
         # A sample with fewer candidates repeats its first one, which changes no maximum.
         rank = torch.arange(width, device=point.device)[None].expand(batch, width)
         piece = order.gather(1, torch.where(rank < number[:, None], rank, 0))
-        gradients = point.new_empty(batch, width, *point.shape[1:])
+        gradients = _empty(point, width)
         rows: Tensor | None = None
         for c in range(width):
             more = (number > c).nonzero()[:, 0]
@@ -163,10 +163,15 @@ def _all_gradients(pieces: Tensor, point: Tensor, *, batched: bool) -> Tensor:
             return stacked.transpose(0, 1).detach()
         except RuntimeError:
             pass  # a backward that reads values (.item()) cannot be vectorised; the loop does the same one by one
-    gradients = point.detach().new_empty(len(point), count, *point.shape[1:])
+    gradients = _empty(point, count)
     for c in range(count):
         gradients[:, c] = _gradient(pieces[:, c].sum(), point, keep=c < count - 1).detach()
     return gradients
+
+
+def _empty(point: Tensor, count: int) -> Tensor:
+    """Return room for `count` gradients, (B, C, *S), piece after piece in memory: they are written and read by piece."""
+    return point.detach().new_empty(count, *point.shape).transpose(0, 1)
 
 
 def _gradient(total: Tensor, point: Tensor, *, keep: bool) -> Tensor:

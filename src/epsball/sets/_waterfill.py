@@ -4,7 +4,7 @@ All arrays are (B, M) and non-negative: `weight` w, `cap` c. The solution of bot
 t_i = min(λ w_i^(q-1), c_i): entries rise together with the level λ and stop at their capacity. λ is exact: for
 p ≥ 1.5 by stopping entries until no further one has to stop (Newton's method on a concave piecewise linear function,
 which ends), for p nearer to 1 by sorting the levels at which the entries stop and one cumulative sum, with the powers
-in the logarithm, so that none underflows. Sums are taken in float64.
+in the logarithm, so that none underflows, and sums in float64.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import math
 
 import torch
 from torch import Tensor
-from torch.linalg import vecdot
 
 from epsball.tensors import order
 
@@ -81,28 +80,27 @@ def _stop_until_filled(slope: Tensor, stop: Tensor, total: Tensor) -> Tensor:
     """
     largest = torch.finfo(slope.dtype).max
     count = slope.new_zeros(len(slope))
-    rises, stopped = torch.empty_like(slope), torch.empty_like(slope)
-    level = _level_of(slope.sum(1, dtype=torch.float64), total)
-    # Which entries stop is found in the working precision, the level then once more from sums in float64. Masks are
-    # floating-point: comparisons and where() cost several times as much on a CPU; and written in place, since fresh
-    # memory costs as much as the arithmetic.
+    rises, work = torch.empty_like(slope), torch.empty_like(slope)
+    level = _level_of(slope.sum(1), total)
+    # Masks are floating-point: where() costs several times as much on a CPU; and all is written in place, since fresh
+    # memory costs as much as the arithmetic. A sum of PyTorch's is a cascade, so its error does not grow with M.
     for _ in range(slope.shape[1] + 1):
-        torch.mul(slope, level.clamp_max(largest)[:, None].to(slope.dtype), out=rises)
-        torch.sub(stop, rises, out=rises).clamp_min_(0.0).sign_()
-        number = torch.sub(1.0, rises, out=stopped).sum(1)
+        torch.mul(slope, level.clamp_max(largest)[:, None].to(slope.dtype), out=work)
+        number = slope.shape[1] - torch.lt(work, stop, out=rises).sum(1)
         if bool((number <= count).all()):
             break
-        following = _level_of(vecdot(slope, rises), total - vecdot(stop, stopped))
+        rate = torch.mul(slope, rises, out=work).sum(1)
+        filled = torch.sub(1.0, rises, out=work).mul_(stop).sum(1)
         # Where nothing new stopped the level stays, whatever rounding says; it never falls.
-        level = torch.where(number > count, torch.maximum(level, following.double()), level)
+        following = torch.maximum(level, _level_of(rate, total - filled))
+        level = torch.where(number > count, following, level)
         count = number
-    left = total - stopped.mul_(stop).sum(1, dtype=torch.float64)
-    return torch.where(count > 0, _level_of(rises.mul_(slope).sum(1, dtype=torch.float64), left), level)
+    return level
 
 
 def _level_of(rising: Tensor, left: Tensor) -> Tensor:
     """Return the level at which entries that rise at this rate together fill what is left."""
-    return torch.where(rising > 0, left / rising, math.inf)
+    return torch.where(rising > 0, left / rising.double(), math.inf)
 
 
 def _log_relative(weight: Tensor) -> Tensor:
