@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Each test runs on one thread, so the tests share the cores: make test WORKERS=1 runs them one after another.
+WORKERS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test test-fast check docs format bench-peers clean
 
@@ -10,10 +13,10 @@ demo: $(STAMP)
 	$(BIN)/epsball demo --out runs/demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --slow
+	$(PYTEST) --slow
 
 test-fast: $(STAMP)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .
