@@ -24,22 +24,22 @@ DOCS = Path(__file__).parent
 
 INTRODUCTION = """# The paper's results made again
 
-Table 3 and Figures 1 to 4 of [Balda, Behboodi and Mathar (2018)](https://arxiv.org/abs/1812.07385) on real MNIST and
-CIFAR-10, with the networks that come with the package (their cards say how they were trained) and a CIFAR-10
+Tables 1 to 3 and Figures 1 to 4 of [Balda, Behboodi and Mathar (2018)](https://arxiv.org/abs/1812.07385) on real MNIST,
+CIFAR-10 and STL-10, with the networks that come with the package (their cards say how they were trained) and a CIFAR-10
 autoencoder that is trained first, since its weights are too large to come along. The paper's experiments do not keep
 perturbed images inside [0, 1]; the classifiers are attacked without a range, as in the paper, and inside [0, 1], as
-images are; the autoencoders without a range. To make this page again, with `EPSBALL_DATA` naming a folder that holds
-`mnist/` and `cifar10/`:
+images are; the regression networks without a range. To make this page again, with `EPSBALL_DATA` naming a folder that
+holds `mnist/`, `cifar10/` and `stl10/` (what is missing is downloaded; STL-10 is 2.6 GB):
 
 ```sh
 epsball train cifar10-autoencoder --out runs/cifar10-autoencoder.safetensors
-epsball paper all --weights cifar10-autoencoder=runs/cifar10-autoencoder.safetensors --out runs/paper
+epsball paper all --weights cifar10-autoencoder=runs/cifar10-autoencoder.safetensors{samples} --out runs/paper
 python docs/make_paper.py runs/paper
 ```
 
 The first line may be left out: what has no weights is trained first. A run that was killed goes on with `--resume`.
-`runs/paper/paper.html` holds the same on one page, with Tables 1 and 2, the networks' cards, and which of the paper's
-statements hold; `runs/paper/results.parquet` holds every row.
+`runs/paper/paper.html` holds the same on one page, with the networks' cards, and which of the paper's statements hold;
+`runs/paper/results.parquet` holds every row.
 """
 
 #: Heading: the writer of a section that is made of the whole record.
@@ -111,6 +111,13 @@ def whole(run: Path, heading: str, known: dict[str, str]) -> str:
     return wrapped(WHOLE[heading](json.loads(source.read_text(encoding="utf-8"))))
 
 
+def _samples(run: Path) -> str:
+    """Return the option that limited the images."""
+    source = run / "paper.json"
+    limit = json.loads(source.read_text(encoding="utf-8")).get("limit") if source.is_file() else None
+    return f" --samples {limit}" if limit else ""
+
+
 def wrapped(text: str) -> str:
     """Break the lines that are not a table's."""
     lines = [line if line.startswith("|") else textwrap.fill(line, 118) for line in text.splitlines()]
@@ -125,7 +132,7 @@ def main() -> None:
     texts = {heading: whole(run, heading, known).rstrip() for heading in WHOLE}
     texts |= {heading: section(run, heading, known).rstrip() for heading in SECTIONS}
     written = [f"## {heading}\n\n{text}\n" for heading, text in texts.items() if text]
-    introduction = [INTRODUCTION]
+    introduction = [INTRODUCTION.replace("{samples}", _samples(run))]
     if (run / "paper.html").is_file():
         shutil.copy(run / "paper.html", DOCS)
     if (DOCS / "paper.html").is_file():
