@@ -19,16 +19,13 @@ from epsball import data, networks, training
 from epsball.errors import InputError
 
 NAMES = networks.names()
-TO_BE_TRAINED = {
-    "cifar10-autoencoder",  # 38 MB of weights; what comes with epsball stays below 10 MB in all
-    "cifar10-densenet40",
-}
+TO_BE_TRAINED = {"cifar10-autoencoder"}  # 38 MB of weights; what comes with epsball stays below 10 MB in all
 SHIPPED = [name for name in NAMES if networks.shipped(name).is_file()]
 NEEDS_FILES = {"mnist", "cifar10"}
 needs_data = pytest.mark.skipif(not os.environ.get("EPSBALL_DATA"), reason="EPSBALL_DATA does not point to real data")
 # Drawing 1,536 orthonormal directions takes seconds, and so do hundreds of products with deep networks in float64.
-FRESH = [pytest.param(name, marks=pytest.mark.slow if name in TO_BE_TRAINED else ()) for name in NAMES]
 DEEP = {"cifar10-nin", "cifar10-densenet40", "stl10-colorization"}
+FRESH = [pytest.param(name, marks=pytest.mark.slow if name in TO_BE_TRAINED | DEEP else ()) for name in NAMES]
 ON_DATA = [
     pytest.param(
         name,
