@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from epsball.errors import EpsballWarning, InputError
 from epsball.local_models import Expansion, GaussNewton, LocalModel
 from epsball.objectives import Objective, two_class
+from epsball.prepare import Prepared, prepared, settled
 from epsball.randomness import Generators
 from epsball.target_model import TargetModel, stacked
 from epsball.validation import check_model, check_scores
@@ -34,9 +36,11 @@ class Problem:
         streams: Generators,
     ) -> None:
         self.judge, self.x, self.streams = judge, x, streams
-        self.transfers = bool(surrogates)
+        self.transfers, self._models = bool(surrogates), surrogates or [judge]
         self.crafter = stacked(surrogates) if surrogates else judge
-        self.convolutional = any(m.convolutional for m in surrogates or [judge])
+        self.convolutional = any(m.convolutional for m in self._models)
+        self.prepared: str | None = None  # how the copies that are crafted on were made
+        self._gap = 0.0
         # One sample is enough to know the outputs' shape; the whole batch only where its outputs are needed.
         whole = target is None or objective.needs_clean
         raw = _probe(judge, x, whole=whole)
@@ -60,6 +64,16 @@ class Problem:
                 )
             _warn_of_probabilities(surrogate, raw, x)
         self._first: Expansion | GaussNewton | None = None
+
+    def prepare(self, how: str, bounds: tuple[float | Tensor, float | Tensor] | None) -> None:
+        """Craft on copies of the models, made as `epsball.prepare` says; what is judged stays with the model itself."""
+        # Mapped in C, without a frame: a warning names the caller's line.
+        models = list(map(partial(prepared, x=self.x, prepare=how, bounds=bounds), self._models))
+        copies = [model if isinstance(model, Prepared) else None for model in models]
+        forms = ["none" if made is None else "+".join(made.form) for made in copies]
+        self._gap = max(0.0 if made is None else made.gap for made in copies)
+        self.crafter = stacked(models) if self.transfers else models[0]
+        self.prepared = None if set(forms) == {"none"} else ", ".join(dict.fromkeys(forms))
 
     def take(self, index: Tensor) -> Problem:
         """Keep some samples, and what is known of them."""
@@ -100,9 +114,12 @@ class Problem:
         candidates: Callable[[Tensor], Tensor] | None = None,
     ) -> Expansion | GaussNewton:
         """Linearise at a point."""
-        return model.expand(
+        found = model.expand(
             self.craft, objective, point, target, convolutional=self.convolutional, candidates=candidates
         )
+        if self.prepared is None or self.transfers:
+            return found
+        return settled(found, self.outputs, objective, point, target, self._gap)
 
     def first(self, model: LocalModel, keep: bool) -> Expansion | GaussNewton:
         """Linearise the whole batch at x itself: the same for every budget, so made once if it is kept."""
@@ -120,6 +137,9 @@ def _probe(model: TargetModel, x: Tensor, *, whole: bool) -> Tensor:
     Refuses dropout, batch statistics and whatever else makes a sample's output change from call to call or with the
     samples beside it: the first sample must come out the same alone and beside others, up to rounding.
     """
+    if model.randomised:
+        with torch.no_grad():
+            return model(x if whole else x[:1])
     # Half a sample is another one, and as good an input as the sample where entries count or name something.
     pair = x[:2] if len(x) > 1 else torch.cat([x, 0.5 * x])
     with torch.no_grad():
@@ -159,7 +179,8 @@ def _differ(a: Tensor, b: Tensor, x: Tensor) -> bool:
 def _dependent(how: str) -> InputError:
     return InputError(
         f"expected a model whose output for a sample depends on that sample alone, but it {how}; give its dropout and "
-        "batch norm training=self.training (or training=False), and draw no random numbers in its forward."
+        "batch norm training=self.training (or training=False), and draw no random numbers in its forward. If it is "
+        "random by design, attack the mean over its draws: eb.TargetModel(model, draws=20), or --eot 20."
     )
 
 

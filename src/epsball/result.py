@@ -27,7 +27,8 @@ class AttackResult:
     verification included, (B,) int64. exact: whether every local problem on the way was solved globally, (B,) bool;
     the iteration itself is a local search. kkt: the largest relative residual of the optimality conditions of the
     quadratic problems at p = 2, (B,) float64, NaN where there were none. seconds: of the whole call. classifies:
-    whether a success is a wrong class; else the gain says how far the outputs moved.
+    whether a success is a wrong class; else the gain says how far the outputs moved. prepared: how the copy of the
+    model that the passes were made on was prepared, such as "fold+channels_last"; None where it was the model itself.
     """
 
     perturbed: Tensor
@@ -44,6 +45,7 @@ class AttackResult:
     kkt: Tensor
     seconds: float
     classifies: bool = True
+    prepared: str | None = None
 
     def __len__(self) -> int:
         return len(self.perturbed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from types import ModuleType, TracebackType
 from typing import Any, Self
 
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from epsball.errors import InputError
-from epsball.validation import check_callable
+from epsball.validation import check_callable, check_count, check_seed
 
 __all__ = ["TargetModel", "describe_outputs"]
 
@@ -21,25 +22,54 @@ class TargetModel:
     """A model x (B, *S) -> outputs (B, *O), with a selector for outputs that are dicts, tuples or objects.
 
     model: a torch.nn.Module or any callable. selector: a key or attribute name, an index, or a function of the output.
+    draws: for a model that draws random numbers (dropout that stays on, noise, random crops) the outputs are the mean
+    over so many forward passes, and gradients are the mean's: expectation over transformation (Athalye et al. 2018).
+    Memory and time grow with it, a pass counts as one. seed: of these draws.
 
     As a context manager it puts every sub-module in eval mode and stops gradients of the parameters; on exit, also
-    after an error, each one's own mode and flag return. `.grad` and hooks are never touched.
+    after an error, each one's own mode and flag return, and with draws the random numbers go on as if nothing had been
+    drawn. `.grad` and hooks are never touched.
     """
 
     model: Callable[[Tensor], Any]
     selector: Selector | None
+    draws: int
+    seed: int
 
-    def __init__(self, model: Callable[[Tensor], Any] | TargetModel, selector: Selector | None = None) -> None:
+    def __init__(
+        self,
+        model: Callable[[Tensor], Any] | TargetModel,
+        selector: Selector | None = None,
+        *,
+        draws: int | None = None,
+        seed: int | None = None,
+    ) -> None:
         if isinstance(model, TargetModel):
             selector = model.selector if selector is None else selector
+            draws, seed = model.draws if draws is None else draws, model.seed if seed is None else seed
             model = model.model
         self.model = check_callable("model", model)
         self.selector = selector
+        self.draws, self.seed = 1 if draws is None else draws, check_seed(0 if seed is None else seed)
+        check_count("draws", self.draws)
         self._modes: list[tuple[nn.Module, bool]] = []
         self._flags: list[nn.Parameter] = []
+        self._random = ExitStack()
+
+    @property
+    def randomised(self) -> bool:
+        """Whether the outputs are a mean over random draws."""
+        return self.draws > 1
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Compute the selected outputs, (B, *O)."""
+        """Compute the selected outputs, (B, *O), or their mean over the draws."""
+        outputs = self.once(x)
+        for _ in range(self.draws - 1):
+            outputs = outputs + self.once(x)
+        return outputs / self.draws if self.randomised else outputs
+
+    def once(self, x: Tensor) -> Tensor:
+        """Compute the selected outputs of one forward pass, (B, *O)."""
         outputs = self.model(x.clone())  # a model may change its input in place
         selected = outputs if self.selector is None else self.select(outputs)
         if not isinstance(selected, Tensor):
@@ -62,11 +92,16 @@ class TargetModel:
             module.training = False
         for parameter in self._flags:
             parameter.requires_grad_(False)
+        if self.randomised:
+            devices = {p.device for p in self.parameters() if p.device.type == "cuda"}
+            self._random.enter_context(torch.random.fork_rng(devices=list(devices)))
+            torch.manual_seed(self.seed)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._random.close()
         # Each module's own flag, not train() on the root: users freeze some layers in eval mode.
         for module, mode in self._modes:
             module.training = mode
@@ -83,7 +118,10 @@ class TargetModel:
         """Whether the model contains a convolution (which decides how class gradients are batched)."""
         kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
         modules = self._modules()
-        return not modules or any(isinstance(m, kinds) for module in modules for m in module.modules())
+        # A vectorised backward pass cannot draw random numbers.
+        return (
+            self.randomised or not modules or any(isinstance(m, kinds) for module in modules for m in module.modules())
+        )
 
     def _modules(self) -> list[nn.Module]:
         if isinstance(self.model, nn.Module):

@@ -42,6 +42,11 @@ class Expansion:
         shift = torch.stack([dot(self.gradient[:, c], offset) for c in range(pieces)], 1)
         return replace(self, value=self.value - shift)
 
+    def mixed(self, other: Expansion, share: float) -> Expansion:
+        """Return (1 - share) times these affine functions and share times those of another expansion."""
+        value, gradient = self.value.lerp(other.value, share), self.gradient.lerp(other.gradient, share)
+        return replace(other, value=value, gradient=gradient)
+
     def spent(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the forward passes, backward passes and JVPs of each sample, (B,) int64 each."""
         return self.forwards, self.backwards, torch.zeros_like(self.forwards)
@@ -170,7 +175,7 @@ def _all_gradients(pieces: Tensor, point: Tensor, *, batched: bool) -> Tensor:
 
 
 def _empty(point: Tensor, count: int) -> Tensor:
-    """Return room for `count` gradients, (B, C, *S), piece after piece in memory: they are written and read by piece."""
+    """Return room for `count` gradients, (B, C, *S), piece after piece in memory, as they are written and read."""
     return point.detach().new_empty(count, *point.shape).transpose(0, 1)
 
 

@@ -109,6 +109,8 @@ def upper_bound(
         if bounds is None and not ball.eps_of(x).isfinite().all():
             raise InputError("expected a finite eps without bounds, got eps=inf; give eps or bounds.")
         with TargetModel(model) as judge:
+            if judge.randomised:
+                raise InputError(f"expected a model without random draws for a bound, got draws={judge.draws}.")
             streams = Generators.of(check_seed(seed), ids)
             if len(x) == 0:
                 return _empty(x, confidence, tolerance)
