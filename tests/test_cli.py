@@ -442,7 +442,7 @@ def test_an_interrupted_run_leaves_nothing(tmp_path):
     )
     try:
         started = time.monotonic()
-        while not list(tmp_path.glob("a/r/.epsball-*/perturbed.npz")):
+        while not list(tmp_path.glob("a/r/.unfinished/shards/*/perturbed.npz")):
             assert process.poll() is None, process.communicate()[1]
             assert time.monotonic() - started < 100, "the run never started"
             time.sleep(0.05)

@@ -67,6 +67,22 @@ def test_an_explanation_says_what_the_test_found(centred, verdict):
     assert "ρ̂₂ (+10 %) and ε₉₉ (-6 %)" in told["text"]
 
 
+@pytest.mark.parametrize(
+    ("ours", "said"),
+    [
+        (0.0032, "of 0.0025, the nearest value that is rounded to 0.002, ours is +28 %, that would explain it"),
+        (0.0052, "of 0.0025, the nearest value that is rounded to 0.002, ours is +108 %, that does not explain it"),
+        (0.0010, "of 0.0015, the nearest value that is rounded to 0.002, ours is -33 %, that does not explain it"),
+    ],
+)
+def test_rounding_in_the_paper_is_tested(ours, said):
+    dense = row(0.0120)
+    dense["rho2"] |= {"paper": 0.002, "ours": ours}
+    (told,) = explanations([dense], {"cifar10-nin": 0.012})
+    assert (told["network"], told["measure"]) == ("cifar10-nin", "rho2")
+    assert said in told["text"]
+
+
 def test_a_small_deviation_needs_no_explanation():
     assert explanations([row(0.0125)], {"cifar10-nin": 0.02}) == []
 

@@ -16,6 +16,8 @@ import torch
 import epsball as eb
 from epsball import data, networks
 from epsball.experiments import storage
+from epsball.experiments.archive import Archive
+from epsball.experiments.collect import spread_budgets
 from epsball.experiments.config import RunConfig
 from epsball.experiments.runner import run
 from epsball.report import page
@@ -229,6 +231,35 @@ def test_the_examples_are_correct_samples_of_different_classes_and_agree_with_th
             np.testing.assert_allclose(sizes, mine["norm_linf"][at], rtol=1e-12)
 
 
+def test_examples_are_kept_at_every_budget_and_agree_with_the_rows(attacked, rows):
+    with np.load(attacked.directory / "examples.npz", allow_pickle=False) as found:
+        assert found["eps"].tolist() == list(EPS)
+        for name in ATTACKS:
+            for k, eps in enumerate(EPS):
+                mine = select(rows, attack=name, eps=eps)
+                at = np.searchsorted(mine["sample_id"], found["sample_id"])
+                np.testing.assert_array_equal(found[f"prediction/{name}/{k}"], mine["prediction"][at])
+                np.testing.assert_array_equal(found[f"success/{name}/{k}"], mine["success"][at])
+                sizes = np.abs(found[f"perturbed/{name}/{k}"] - found["x"]).reshape(8, -1).max(1)
+                np.testing.assert_allclose(sizes, mine["norm_linf"][at], rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("count", "attacks", "entries", "places"),
+    [
+        (1, 3, 784, ()),
+        (2, 3, 784, (0, 1)),
+        (4, 3, 784, (0, 1, 2, 3)),
+        (25, 3, 784, (0, 3, 6, 9, 12, 15, 18, 21, 24)),
+        (10, 10, 30_000, (0, 4, 5, 9)),  # 32 MB hold 3.3 of them, and the middle one is always among them
+        (10, 10, 1_000_000, ()),
+    ],
+)
+def test_budgets_of_examples_are_spread_and_fit_the_report(count, attacks, entries, places):
+    eps = tuple(0.1 * (i + 1) for i in range(count))
+    assert spread_budgets(eps, attacks, entries) == tuple(eps[place] for place in places)
+
+
 def test_a_run_leaves_these_files_and_no_others(attacked):
     assert sorted(os.listdir(attacked.directory)) == [
         "examples.npz",
@@ -237,6 +268,7 @@ def test_a_run_leaves_these_files_and_no_others(attacked):
         "perturbed.npz",
         "report.html",
         "results.parquet",
+        "tables",
     ]
 
 
@@ -340,12 +372,24 @@ def small(**changes):
     return config(command="evaluate", attacks=("fgsm",), limit=10, **changes)
 
 
-def fail(directory):
+def fail(*_, **__):
     raise RuntimeError("no space")
 
 
-def test_a_failure_while_the_report_is_written_leaves_no_folder(tmp_path, monkeypatch):
+def test_a_failure_while_the_report_is_written_leaves_the_shards_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(page, "write_page", fail)
+    out = tmp_path / "a" / "b"
+    with pytest.raises(RuntimeError, match="no space") as caught:
+        run(small(), out)
+    assert caught.value.__notes__ == [
+        "finished so far: 1 of 1 shards, which are kept; the same command with --resume goes on from there."
+    ]
+    assert os.listdir(out) == [".unfinished"]
+    assert os.listdir(out / ".unfinished") == ["shards"]
+
+
+def test_a_failure_before_the_first_shard_is_finished_leaves_no_folder(tmp_path, monkeypatch):
+    monkeypatch.setattr("epsball.experiments.shard.do", fail)
     with pytest.raises(RuntimeError, match="no space"):
         run(small(), tmp_path / "a" / "b")
     assert os.listdir(tmp_path) == []
@@ -362,6 +406,7 @@ def test_another_runs_results_are_refused_and_kept_unless_overwritten(attacked, 
     with pytest.raises(RuntimeError, match="no space"):
         run(small(), out, overwrite=True)
     monkeypatch.undo()
+    shutil.rmtree(out / ".unfinished")
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
     bare_run(small(), out, overwrite=True)
     assert not (out / "perturbed.npz").exists(), "a file of the earlier run would be taken for this one's"
@@ -423,7 +468,7 @@ def test_an_archive_reads_as_numpy_wrote_it(tmp_path):
         "none": np.zeros((0, 1, 2), dtype=np.float32),
     }
     parts = np.random.default_rng(0).normal(size=(7, 2, 3))
-    with storage.Archive(tmp_path / "a.npz") as archive:
+    with Archive(tmp_path / "a.npz") as archive:
         archive.write(arrays.items())
         for start in (0, 3, 6):
             archive.append("parts", parts[start : start + 3], 7)

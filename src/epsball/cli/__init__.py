@@ -8,7 +8,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command `epsball` and exit: 0 done, 1 failure, 2 bad input, 130 interrupted."""
+    """Run the command `epsball` and exit: 0 done, 1 failure, 2 bad input, 130 interrupted, 143 terminated."""
     try:
         import rich  # noqa: F401
         import typer  # noqa: F401

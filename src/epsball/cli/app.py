@@ -10,6 +10,7 @@ import typer
 import epsball
 from epsball.cli import display
 from epsball.cli import options as o
+from epsball.cli.compare import compare
 from epsball.cli.group import OneLineGroup
 from epsball.cli.paper import paper
 from epsball.experiments.config import RunConfig
@@ -27,6 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(paper, name="paper")
+app.command()(compare)
 
 
 @app.callback(invoke_without_command=True)
@@ -76,6 +78,7 @@ def evaluate(
     lattice: o.Lattice = None,
     limit: o.Limit = None,
     batch_size: o.BatchSize = 500,
+    shard_size: o.ShardSize = None,
     seed: o.Seed = 0,
     device: o.Device = "cpu",
     dtype: o.Dtype = "float32",
@@ -94,14 +97,17 @@ def evaluate(
     x_columns: o.XColumns = None,
     y_columns: o.YColumns = None,
     skip_bad: o.SkipBad = False,
+    eot: o.Eot = 1,
+    prepare: o.Prepare = None,
     overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
 ) -> None:
     """Measure what each attack does at each eps: how many samples it fools, or how far a regression output moves.
 
     Writes the rows, the manifest and the report.
     """
     given = dict(locals())
-    _show(_run(_config("evaluate", given), out, overwrite))
+    _show(_run(_config("evaluate", given), out, overwrite, resume))
 
 
 @app.command()
@@ -120,6 +126,7 @@ def attack(
     save: o.Save = None,
     limit: o.Limit = None,
     batch_size: o.BatchSize = 500,
+    shard_size: o.ShardSize = None,
     seed: o.Seed = 0,
     device: o.Device = "cpu",
     dtype: o.Dtype = "float32",
@@ -138,11 +145,14 @@ def attack(
     x_columns: o.XColumns = None,
     y_columns: o.YColumns = None,
     skip_bad: o.SkipBad = False,
+    eot: o.Eot = 1,
+    prepare: o.Prepare = None,
     overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
 ) -> None:
     """Perturb the samples: as evaluate, and the perturbed inputs at the largest eps go to DIR/perturbed.npz."""
     given = dict(locals())
-    _show(_run(_config("attack", given), out, overwrite))
+    _show(_run(_config("attack", given), out, overwrite, resume))
 
 
 @app.command()
@@ -157,6 +167,7 @@ def robustness(
     bounds: o.Bounds = None,
     limit: o.Limit = None,
     batch_size: o.BatchSize = 500,
+    shard_size: o.ShardSize = None,
     seed: o.Seed = 0,
     device: o.Device = "cpu",
     dtype: o.Dtype = "float32",
@@ -170,11 +181,14 @@ def robustness(
     x_columns: o.XColumns = None,
     y_columns: o.YColumns = None,
     skip_bad: o.SkipBad = False,
+    eot: o.Eot = 1,
+    prepare: o.Prepare = None,
     overwrite: o.Overwrite = False,
+    resume: o.Resume = False,
 ) -> None:
     """Measure how far samples are from being misclassified: rho1, rho2 and eps99 of the paper."""
     given = dict(locals())
-    result = _run(_config("robustness", given | {"attacks": "deepfool"}), out, overwrite)
+    result = _run(_config("robustness", given | {"attacks": "deepfool"}), out, overwrite, resume)
     display.show_measures(result)
     _where(result)
 
@@ -251,13 +265,13 @@ def _config(command: str, given: dict[str, Any]) -> RunConfig:
         "x_columns": o.names(given.pop("x_columns")),
         "y_columns": o.names(given.pop("y_columns")),
     }
-    values |= {key: value for key, value in given.items() if key not in ("out", "overwrite")}
+    values |= {key: value for key, value in given.items() if key not in ("out", "overwrite", "resume")}
     return RunConfig(command=command, **values)
 
 
-def _run(config: RunConfig, out: Path, overwrite: bool) -> RunResult:
+def _run(config: RunConfig, out: Path, overwrite: bool, resume: bool = False) -> RunResult:
     with display.ProgressBar() as bar:
-        return run(config, out, overwrite=overwrite, progress=bar)
+        return run(config, out, overwrite=overwrite, resume=resume, progress=bar)
 
 
 def _show(result: RunResult) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from epsball.cli.stopping import Stopped, stopping
 from epsball.errors import EpsballWarning, InputError
 from epsball.report.text import printable
 
@@ -21,10 +22,11 @@ USAGE_ERRORS: tuple[type[Exception], ...] = tuple(
 )
 
 INTERRUPTED = 130
+_NOTHING = "nothing incomplete was left behind."
 
 
 class OneLineGroup(TyperGroup):
-    """A group of commands: 0 done, 1 failure, 2 bad input with one line on stderr, 130 interrupted."""
+    """A group of commands: 0 done, 1 failure, 2 bad input with one line on stderr, 130 or 143 stopped by a signal."""
 
     def main(
         self,
@@ -36,7 +38,7 @@ class OneLineGroup(TyperGroup):
         **extra: Any,
     ) -> Any:
         """Run the command line and exit with its code, or return the code where standalone_mode is off."""
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), stopping():
             warnings.showwarning = _one_line_warning(warnings.showwarning)
             try:
                 # Typer's own handling would print several lines.
@@ -45,17 +47,26 @@ class OneLineGroup(TyperGroup):
                 if code == INTERRUPTED:  # as newer versions of Typer report it
                     raise KeyboardInterrupt
             except InputError as error:
-                code = _say(str(error), 2)
+                code = _say(_with_notes(str(error), error), 2)
             except USAGE_ERRORS as error:
                 message = error.format_message() if hasattr(error, "format_message") else str(error)
                 code = _say(f"{message} Try 'epsball --help'.", 2)
-            except (KeyboardInterrupt, typer.Abort):
-                code = _say("interrupted; nothing incomplete was left behind.", INTERRUPTED)
+            except (KeyboardInterrupt, typer.Abort) as error:
+                code = _say(_with_notes("interrupted", error, _NOTHING), INTERRUPTED)
+            except Stopped as error:
+                how = "interrupted" if error.code == INTERRUPTED else f"stopped by {error}"
+                code = _say(_with_notes(how, error, _NOTHING), error.code)
             except (OSError, MemoryError, FloatingPointError) as error:
-                code = _say(f"failed: {str(error) or type(error).__name__}", 1)
+                code = _say(_with_notes(f"failed: {str(error) or type(error).__name__}", error), 1)
         if standalone_mode:
             sys.exit(code)
         return code
+
+
+def _with_notes(message: str, error: BaseException, otherwise: str = "") -> str:
+    """Add what is to be known of the unfinished work, which the exception was given on its way."""
+    notes = " ".join(getattr(error, "__notes__", [])) or otherwise
+    return f"{message.rstrip('.')}; {notes}" if notes else message
 
 
 def _say(message: str, code: int) -> int:

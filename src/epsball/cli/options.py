@@ -20,6 +20,7 @@ __all__ = [
     "DataRoot",
     "Device",
     "Dtype",
+    "Eot",
     "Eps",
     "Groups",
     "K",
@@ -32,9 +33,12 @@ __all__ = [
     "Overwrite",
     "P",
     "Passes",
+    "Prepare",
     "Resize",
+    "Resume",
     "Save",
     "Seed",
+    "ShardSize",
     "SkipBad",
     "SomeAttacks",
     "Std",
@@ -116,14 +120,25 @@ Bounds = Annotated[str | None, _option("Valid range of x, or none; default: that
 Lattice = Annotated[
     int | None, _option("Perturbed inputs stay on so many steps of the range: 255 for 8-bit image files.", "LEVELS")
 ]
+Eot = Annotated[int, _option("Of a model that draws random numbers: attack and judge the mean over so many draws.")]
+Prepare = Annotated[
+    str | None,
+    _option("Make passes on a faster copy of the model: auto, fold, channels_last, fold+channels_last.", "FORM"),
+]
 Limit = Annotated[int | None, _option("Only the first so many samples.")]
 BatchSize = Annotated[int, _option("Samples at a time; results do not depend on it.")]
+ShardSize = Annotated[
+    int | None, _option("Samples after which what was measured is kept for --resume; default: 1,000, in whole batches.")
+]
 Save = Annotated[str | None, _option("Also write the perturbed images as files; with --lattice 255.", "png")]
 Seed = Annotated[int, _option("Seed of all random draws.")]
 Device = Annotated[str, _option("Where the network runs: cpu, cuda, ...")]
 Dtype = Annotated[str, _option("Number format: float32 or float64.")]
 Out = Annotated[Path, _option("Folder for the results.", "DIR")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the results that DIR holds.")]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on where a run into DIR was stopped or killed, with the same results.")
+]
 Surrogates = Annotated[str | None, _option("Networks that `ensemble` is crafted on.", "NET,NET")]
 Transfer = Annotated[
     bool, typer.Option("--transfer", help="Also craft one attack on each network and judge it on all of them.")

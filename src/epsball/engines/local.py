@@ -1,20 +1,21 @@
-"""Run attacks batch by batch in this process: jobs in, columns of rows out."""
+"""Do one job on one batch: an attack on some samples in, columns of rows out."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from epsball.attack import Attack
 from epsball.engines import columns
 from epsball.engines.columns import STATUSES, Array, as_array
 from epsball.metrics.fooling import sweep
 
-__all__ = ["STATUSES", "Array", "Chunk", "Job", "Kept", "Outcome", "Regression", "Work", "run"]
+__all__ = ["STATUSES", "Array", "Chunk", "Job", "Kept", "Outcome", "Regression", "Work", "do"]
 
 # What is kept of perturbed inputs, by task.
 CLASSIFIED = ("perturbed", "success", "norm", "prediction")
@@ -23,7 +24,7 @@ REGRESSED = ("perturbed", "output", "gain", "psnr_in", "psnr_out")
 
 @dataclass(frozen=True)
 class Job:
-    """One attack on one batch.
+    """One attack on all samples.
 
     model: the name in `Work.models` of the one under attack. crafted_on: what the rows call the crafting model, the
     same but for attacks with surrogates of their own. judged_on: the models that see the perturbed inputs. main: an
@@ -32,7 +33,6 @@ class Job:
 
     name: str
     attack: Attack
-    rows: slice
     model: str
     crafted_on: str
     judged_on: tuple[str, ...]
@@ -64,7 +64,7 @@ class Work:
     before they are dropped.
     """
 
-    models: Mapping[str, nn.Module]
+    models: Mapping[str, Callable[[Tensor], Any]]
     x: Tensor
     target: Tensor
     sample_id: Tensor
@@ -103,23 +103,19 @@ class Kept:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A finished job."""
+    """A job done on one batch."""
 
     job: Job
+    rows: slice
     chunks: tuple[Chunk, ...]
     kept: dict[float, Kept]
 
 
-def run(jobs: Iterable[Job], work: Work) -> Iterator[Outcome]:
-    """Do the jobs one after another; every row is a function of its sample, not of the batch around it."""
-    for job in jobs:
-        yield _do(job, work)
-
-
-def _do(job: Job, work: Work) -> Outcome:
-    x = work.x[job.rows].to(work.device)
-    target = work.target[job.rows].to(work.device)
-    ids = work.sample_id[job.rows]
+def do(job: Job, rows: slice, work: Work) -> Outcome:
+    """Do a job on these samples; every row is a function of its sample, not of the batch around it."""
+    x = work.x[rows].to(work.device)
+    target = work.target[rows].to(work.device)
+    ids = work.sample_id[rows]
     known = target if work.regression is None or work.regression.given else None
     model = work.models[job.model]
     if work.eps:
@@ -134,17 +130,17 @@ def _do(job: Job, work: Work) -> Outcome:
             shared["target"] = target
             own = columns.classified(result, success)
         else:
-            error = work.regression.error[job.rows].to(work.device)
+            error = work.regression.error[rows].to(work.device)
             own = columns.regressed(result, target, error, work.regression.peak)
         for judge in job.judged_on:
             seen = own if judge == job.model else columns.transferred(job.attack, work.models[judge], target, result)
             if work.regression is None:
-                seen = seen | {"clean_prediction": work.clean[judge][job.rows]}
+                seen = seen | {"clean_prediction": work.clean[judge][rows]}
             chunks.append(_chunk(job, judge, eps, shared | seen))
         if job.main and eps in work.keep:
             values = {"perturbed": result.perturbed, "output": result.outputs} | shared | own
             kept[eps] = Kept({name: as_array(values[name]) for name in (REGRESSED if work.regression else CLASSIFIED)})
-    return Outcome(job, tuple(chunks), kept)
+    return Outcome(job, rows, tuple(chunks), kept)
 
 
 def _chunk(job: Job, judge: str, eps: float, values: dict[str, Tensor]) -> Chunk:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -13,10 +12,13 @@ from torch import Tensor
 
 from epsball.attack import Attack
 from epsball.errors import InputError
+from epsball.experiments.config_text import command_line, from_plain, plain
 from epsball.experiments.tasks import check_attack, check_target, check_task, partition
+from epsball.local_models import Quadratic
 from epsball.metrics.fooling import check_grid
 from epsball.models import Output, OwnSpec, Preprocessing, read_size, spec_of
 from epsball.networks import NetworkSpec
+from epsball.prepare import check_prepare
 from epsball.recipes import Recipe, find, recipe
 from epsball.validation import check_bounds, check_count, check_p, check_seed
 
@@ -43,10 +45,13 @@ class RunConfig:
     data         a data set of the catalogue, a path, a URL or Python code, None for the network's own; data_root,
                  limit, skip_bad, x_columns, y_columns: as in `data.load`
     attacks      names of the catalogue, in the order of the tables
+    shard_size   samples after which what was measured is kept for `resume`; None: 1,000, in whole batches
     eps          increasing budgets; may be left empty where every attack is minimal-norm: then the grid comes from what
                  they find
     p            the norm order of all attacks: one whose norm is its own (random-l1: 1; random-l2: 2; random-linf and
                  group attacks: inf) is refused beside others
+    eot          draws of a model that draws random numbers, over whose mean it is attacked and judged
+    prepare      how a faster copy of the model is made for the passes, as in `Attack`
     steps        of every attack whose name and recipe leave it open; None: each recipe's own
     passes       the budget of the attacks that divide it into steps themselves; None: each recipe's own
     groups, k    of group attacks: "pixels", "patches:4" or "channels", and how many of them change (a step, where there
@@ -80,6 +85,7 @@ class RunConfig:
     data_root: str | None = None
     limit: int | None = None
     batch_size: int = 500
+    shard_size: int | None = None
     seed: int = 0
     device: str = "cpu"
     dtype: str = "float32"
@@ -99,6 +105,8 @@ class RunConfig:
     x_columns: tuple[str, ...] = ()
     y_columns: tuple[str, ...] = ()
     skip_bad: bool = False
+    eot: int = 1
+    prepare: str | None = None
 
     def __post_init__(self) -> None:
         """Refuse names, numbers and combinations that cannot be run."""
@@ -119,7 +127,9 @@ class RunConfig:
         check_seed(self.seed)
         check_count("batch_size", self.batch_size)
         check_count("k", self.k)
-        for name in ("steps", "passes", "limit", "lattice"):
+        check_count("eot", self.eot)
+        object.__setattr__(self, "prepare", check_prepare(self.prepare))
+        for name in ("steps", "passes", "limit", "lattice", "shard_size"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         if self.bounds != "data":
@@ -166,7 +176,12 @@ class RunConfig:
                 "leave steps out, or name one such as 'pgd' or 'alg1-10'."
             )
         for name in self.attacks:
-            self.compose(name, None, [_unset])
+            attack = self.compose(name, None, [_unset])
+            if self.eot > 1 and isinstance(attack.local_model, Quadratic):
+                raise InputError(
+                    f"expected attacks on the linear model with eot={self.eot}, got {name!r}, whose Jacobian is that "
+                    "of one function; use one such as 'linear-lp-10'."
+                )
 
     def _check_surrogates(self) -> None:
         if self.regresses and (self.surrogates or self.transfer):
@@ -249,26 +264,17 @@ class RunConfig:
             # A bound of its own is known only with the data; then the set is composed again.
             lattice=self.lattice if bounds is not None else None,
             stop=stop,
+            prepare=self.prepare,
             **options,
         )
 
     def command_line(self) -> str:
         """Return the command that runs this again."""
-        words = ["epsball", self.command]
-        if self.command != "demo":
-            for field in dataclasses.fields(self):
-                value = getattr(self, field.name)
-                # The task is the network's own, whether or not it was said.
-                skipped = field.name in ("command", "task") or (self.command, field.name) == ("robustness", "attacks")
-                if not skipped and value != field.default:
-                    words += [f"--{field.name.replace('_', '-')}"]
-                    words += [] if value is True else [_flag(value)]
-        return shlex.join([*words, "--out", "DIR"])
+        return command_line(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that strict JSON can hold; infinity becomes "inf"."""
-        content = dataclasses.asdict(self)
-        return {key: _plain(value) for key, value in content.items()}
+        return {key: plain(value) for key, value in dataclasses.asdict(self).items()}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> RunConfig:
@@ -277,27 +283,10 @@ class RunConfig:
         unknown = sorted(set(content) - known)
         if unknown:
             raise InputError(f"expected a run configuration, got the unknown entry {unknown[0]!r}; remove it.")
-        values: dict[str, Any] = {
-            key: tuple(value) if isinstance(value, list) else value for key, value in content.items()
-        }
-        if values.get("p") == "inf":
-            values["p"] = math.inf
         try:
-            return cls(**values)
+            return cls(**{key: from_plain(key, value) for key, value in content.items()})
         except TypeError as error:
             raise InputError(f"expected a complete run configuration: {error}.") from error
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple):
-        return [_plain(v) for v in value]
-    return "inf" if value == math.inf else value
-
-
-def _flag(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(_flag, value))
-    return "none" if value is None else str(value)
 
 
 def _unset(x: Tensor) -> Tensor:

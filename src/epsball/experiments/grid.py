@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -32,7 +32,7 @@ def spread(chunk: Chunk, grid: Sequence[float], dtype: torch.dtype) -> Iterator[
         yield replace(chunk, eps=eps, columns=chunk.columns | {"success": success, "status": ended})
 
 
-def distance_grid(chunks: Sequence[Chunk]) -> tuple[float, ...]:
+def distance_grid(chunks: Iterable[Chunk]) -> tuple[float, ...]:
     """Return even budgets from zero to the one that fools 99 % of the correctly classified samples, rounded up."""
     found = [np.zeros(0)]
     for chunk in chunks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import platform
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -32,7 +32,7 @@ def manifest(
     plan: Plan,
     work: Work,
     grid: Sequence[float],
-    chunks: Sequence[Chunk],
+    chunks: Iterable[Chunk],
     seconds: float,
     measured: Robustness | None,
 ) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _attack(name: str, attack: Attack) -> dict[str, Any]:
     }
 
 
-def _statuses(plan: Plan, chunks: Sequence[Chunk]) -> dict[str, dict[str, int]]:
+def _statuses(plan: Plan, chunks: Iterable[Chunk]) -> dict[str, dict[str, int]]:
     """Count how the attacks on the model itself ended, over all samples and budgets, as the report counts them."""
     counts: dict[str, dict[str, int]] = {name: {} for name in plan.attacks}
     for chunk in chunks:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -26,7 +26,7 @@ _NEXT = (
 )
 
 
-def signs_of_masking(plan: Plan, chunks: Sequence[Chunk]) -> list[dict[str, str]]:
+def signs_of_masking(plan: Plan, chunks: Iterable[Chunk]) -> list[dict[str, str]]:
     """Return a warning for every kind of sign, at the eps where it is plainest; for classifiers alone.
 
     Signs: noise, a transferred attack or a single step fools more samples than the strongest attack that follows the
@@ -48,7 +48,7 @@ def signs_of_masking(plan: Plan, chunks: Sequence[Chunk]) -> list[dict[str, str]
 Key = tuple[str, str, bool, float]  # attack, network it was crafted on, whether on the model's own, eps
 
 
-def _fooled(plan: Plan, chunks: Sequence[Chunk]) -> dict[Key, Array]:
+def _fooled(plan: Plan, chunks: Iterable[Chunk]) -> dict[Key, Array]:
     """Gather which of the correctly classified samples each attack fooled, in the order of the samples."""
     parts: dict[Key, list[Array]] = {}
     own = plan.config.model

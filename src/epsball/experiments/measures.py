@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ __all__ = ["describe", "distances_table", "measure"]
 NORMAL_95 = 1.959963984540054
 
 
-def measure(chunks: Sequence[Chunk], x: Tensor, r2: Tensor, p: float) -> Robustness:
+def measure(chunks: Iterable[Chunk], x: Tensor, r2: Tensor, p: float) -> Robustness:
     """Put the measures together: chunks of one DeepFool run without a limit, in the order of x; r2 (N,)."""
 
     def column(name: str) -> Tensor:

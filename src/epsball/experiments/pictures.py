@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from epsball.data.optional import require
-from epsball.engines.local import Array, Outcome
+from epsball.engines.local import Array
 from epsball.errors import InputError
 
 __all__ = ["PictureFolder", "check_pictures"]
@@ -25,19 +25,19 @@ def check_pictures(shape: tuple[int, ...], bounds: tuple[float, float] | None, l
 
 
 class PictureFolder:
-    """DIR/png/ATTACK/SAMPLE.png: every perturbed image at one eps, under the number of its row."""
+    """DIR/png/ATTACK/SAMPLE.png: perturbed images, each under the number of its sample."""
 
-    def __init__(self, path: Path, eps: float) -> None:
+    def __init__(self, path: Path) -> None:
         require("PIL.Image", "pillow", "writing PNG files")
-        self.path, self._eps = path, eps
+        self.path = path
 
-    def take(self, outcome: Outcome, sample_id: Array) -> None:
-        """Write one batch."""
+    def write(self, attack: str, sample_id: Array, perturbed: Array) -> None:
+        """Write the images of one attack, (B, C, H, W) in [0, 1]."""
         from PIL import Image
 
-        folder = self.path / outcome.job.name
+        folder = self.path / attack
         folder.mkdir(parents=True, exist_ok=True)
-        values = np.rint(outcome.kept[self._eps].arrays["perturbed"] * 255.0).astype(np.uint8)
+        values = np.rint(perturbed * 255.0).astype(np.uint8)
         for number, image in zip(sample_id.tolist(), values, strict=True):
             picture = image[0] if len(image) == 1 else image.transpose(1, 2, 0)
             Image.fromarray(picture).save(folder / f"{number:06d}.png")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from epsball.sets import LpBall
 __all__ = ["warnings_of", "wrong_from_the_start"]
 
 
-def warnings_of(plan: Plan, chunks: Sequence[Chunk]) -> list[dict[str, str]]:
+def warnings_of(plan: Plan, chunks: Iterable[Chunk]) -> list[dict[str, str]]:
     """Return the warnings of a run: kind, what was seen, what it means, and what to do next."""
     found = [_zero_gradients(plan, chunks), *signs_of_masking(plan, chunks), *_wide(plan)]
     return [warning for warning in found if warning is not None]
@@ -31,7 +31,7 @@ def wrong_from_the_start(chunk: Chunk) -> Array:
     return np.asarray(columns["clean_prediction"] != columns["target"])
 
 
-def _zero_gradients(plan: Plan, chunks: Sequence[Chunk]) -> dict[str, str] | None:
+def _zero_gradients(plan: Plan, chunks: Iterable[Chunk]) -> dict[str, str] | None:
     """Warn where most samples of an attack ended without a direction to go, at the budget where most of them did."""
     # With a known reference an output that does not move still differs from it: a success by itself.
     names = [Status.ZERO_GRADIENT] + [Status.ALREADY] * plan.config.regresses

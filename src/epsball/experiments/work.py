@@ -1,4 +1,4 @@
-"""What the jobs of a run share: samples, targets, and what each model says of them without a perturbation."""
+"""What the shards of a run share: samples, targets, what each model says of them unperturbed, and the jobs."""
 
 from __future__ import annotations
 
@@ -10,22 +10,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from epsball.engines.local import Regression, Work
-from epsball.experiments.collect import Examples
+from epsball.engines.local import Job, Regression, Work
+from epsball.engines.memory import Batches
+from epsball.experiments.collect import Examples, spread_budgets
 from epsball.experiments.plan import Plan, value_range
-from epsball.metrics.fooling import batches, predict
+from epsball.experiments.shard import Shared
+from epsball.metrics.fooling import predict
 from epsball.metrics.psnr import psnr
 from epsball.metrics.regression import model_outputs, squared_error
+from epsball.target_model import TargetModel
 
-__all__ = ["choose_examples", "gather", "slices"]
+__all__ = ["share"]
+
+UNPERTURBED = "the model itself"
 
 
-def gather(plan: Plan) -> Work:
-    """Gather what all jobs share, with what every judge says of the samples as they are."""
+def share(plan: Plan, size: int, batches: Batches) -> Shared:
+    """Put together what all shards share, cut into shards of `size` samples."""
+    config, work = plan.config, _gather(plan, batches)
+    middle, largest = (work.eps[len(work.eps) // 2], work.eps[-1]) if work.eps else (math.inf, math.inf)
+    return Shared(
+        work=work,
+        jobs=tuple(_jobs(plan, work)),
+        size=size,
+        batch_size=config.batch_size,
+        examples=_choose_examples(plan, work, middle),
+        perturbed_at=largest if config.command == "attack" else None,
+        distance=config.p if config.command == "robustness" else None,
+    )
+
+
+def _jobs(plan: Plan, work: Work) -> Iterator[Job]:
+    """List what is done: every attack on the model; with transfer, one of them crafted on each network."""
+    config, own = plan.config, plan.config.model
+    for name, attack in plan.attacks.items():
+        crafted = "+".join(config.surrogates) if getattr(attack.objective, "surrogates", ()) else own
+        yield Job(name, attack, own, crafted, (own,), main=True)
+    if config.transfer:
+        # An attack that stops at its own model's border spends too little of the budget to transfer.
+        attack = config.compose(config.transferred, plan.bounds, [], stop="never")
+        for crafted in work.models:
+            judges = tuple(judge for judge in work.models if (crafted, judge) != (own, own))
+            yield Job(config.transferred, attack, crafted, crafted, judges)
+
+
+def _gather(plan: Plan, batches: Batches) -> Work:
+    """Gather samples and models, with what every judge says of the samples as they are."""
     config = plan.config
-    models = {config.model: plan.model.module}
+    models: dict[str, Callable[[Tensor], Any]] = {config.model: plan.model.module}
     if config.transfer:
         models |= {surrogate.name: surrogate.module for surrogate in plan.surrogates}
+    if config.eot > 1:
+        models = {name: TargetModel(model, draws=config.eot, seed=config.seed) for name, model in models.items()}
     # The distances of `robustness` come from one run without a limit.
     eps = () if config.command == "robustness" else config.eps
     shared: dict[str, Any] = {
@@ -33,21 +69,21 @@ def gather(plan: Plan) -> Work:
         "x": plan.x,
         "sample_id": plan.dataset.ids,
         "eps": eps,
-        "keep": frozenset({eps[len(eps) // 2], eps[-1]} if eps else {math.inf}),
+        "keep": frozenset({eps[len(eps) // 2], eps[-1], *_kept(plan, eps)} if eps else {math.inf}),
         "seed": config.seed,
         "device": plan.device,
         "peak": plan.peak,
     }
     if config.regresses or plan.target is None:
-        target, regression = _regression(plan)
+        target, regression = _regression(plan, models[config.model], batches)
         return Work(target=target, clean={}, regression=regression, **shared)
-    clean = {name: _each(plan, partial(predict, model)) for name, model in models.items()}
+    clean = {name: _each(plan, batches, partial(predict, model)) for name, model in models.items()}
     return Work(target=plan.target, clean=clean, **shared)
 
 
-def _regression(plan: Plan) -> tuple[Tensor, Regression]:
+def _regression(plan: Plan, model: Callable[[Tensor], Any], batches: Batches) -> tuple[Tensor, Regression]:
     """Return the reference outputs, and how far the model is from them without a perturbation."""
-    output = _each(plan, partial(model_outputs, plan.model.module))
+    output = _each(plan, batches, partial(model_outputs, model))
     target = output if plan.target is None else plan.target
     # Images made of images, and outputs in the space of x, have its range; of others only the values are known.
     image = target.shape == plan.x.shape or plan.config.spec.maps is not None
@@ -62,12 +98,16 @@ def _regression(plan: Plan) -> tuple[Tensor, Regression]:
     return target, found
 
 
-def _each(plan: Plan, function: Callable[[Tensor], Tensor]) -> Tensor:
+def _each(plan: Plan, batches: Batches, function: Callable[[Tensor], Tensor]) -> Tensor:
     """Compute a function of all samples, batch by batch on the device."""
-    return torch.cat([function(plan.x[rows].to(plan.device)).cpu() for rows in slices(plan)])
+
+    def on(rows: slice) -> Tensor:
+        return function(plan.x[rows].to(plan.device)).cpu()
+
+    return torch.cat([found for _, found in batches.each(UNPERTURBED, slice(0, len(plan.x)), on)])
 
 
-def choose_examples(plan: Plan, work: Work, eps: float) -> Examples:
+def _choose_examples(plan: Plan, work: Work, eps: float) -> Examples:
     """Choose samples to show, for a classifier those that it gets right."""
     labels = plan.dataset.target
     if labels is None or labels.is_floating_point():
@@ -75,9 +115,9 @@ def choose_examples(plan: Plan, work: Work, eps: float) -> Examples:
     wanted = torch.ones(len(plan.x), dtype=torch.bool)
     if work.regression is None:
         wanted = work.clean[plan.config.model] == labels
-    return Examples.choose(labels.numpy(), wanted.numpy(), eps)
+    return Examples.choose(labels.numpy(), wanted.numpy(), eps, _kept(plan, work.eps))
 
 
-def slices(plan: Plan) -> Iterator[slice]:
-    """Cut the samples into batches."""
-    return batches(len(plan.x), plan.config.batch_size)
+def _kept(plan: Plan, eps: tuple[float, ...]) -> tuple[float, ...]:
+    """Choose the budgets at which examples are kept for the report."""
+    return spread_budgets(eps, len(plan.attacks), math.prod(plan.x.shape[1:]))

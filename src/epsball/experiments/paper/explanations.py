@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ from epsball.tensors import norm
 __all__ = ["centred_norm", "explanations", "mean_centred"]
 
 LARGE = 30.0  # percent
+_HALF = 0.0005  # of the paper's last digit
 _NAMES = {"rho2": "ρ̂₂", "eps99": "ε₉₉"}
 
 
@@ -23,11 +25,36 @@ def centred_norm(x: Tensor, p: float) -> Tensor:
 
 
 def explanations(rows: Sequence[Mapping[str, Any]], centred: Mapping[str, float]) -> list[dict[str, str]]:
-    """Test, for each ρ̂₁ more than 30 % from the paper's, whether the norm of x that it is relative to explains it.
+    """Test, for each deviation above 30 %, what could explain it; entries (network, measure, text).
 
-    rows: Table 3's, of which those without a range are compared. centred: for each network the mean of
-    ‖η‖_p / ‖x - m‖_p. The paper does not say whether x is the image or what the network is fed.
+    rows: Table 3's, of which those without a range are compared. For ρ̂₁ the norm of x that it is relative to: the
+    paper does not say whether x is the image or what the network is fed. centred: for each network the mean of
+    ‖η‖_p / ‖x - m‖_p. For ρ̂₂ and ε₉₉ the rounding of the paper's value to three decimals.
     """
+    return [*_of_the_norm(rows, centred), *_of_rounding(rows)]
+
+
+def _of_rounding(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """Hold ours to the value nearest to it that the paper would have written the same."""
+    found = []
+    for row in rows:
+        for key in _NAMES:
+            value = row[key]
+            if row["range"] != "unbounded" or not _known(value) or abs(_percent(value)) <= LARGE:
+                continue
+            edge = value["paper"] + math.copysign(_HALF, value["ours"] - value["paper"])
+            off = _percent({"paper": edge, "ours": value["ours"]})
+            verdict = "that would explain it" if abs(off) <= LARGE else "that does not explain it"
+            text = (
+                f"tested whether the paper's three decimals explain it: of {edge:.4f}, the nearest value that is "
+                f"rounded to {value['paper']:.3f}, ours is {off:+.0f} %, {verdict}."
+            )
+            found.append({"network": row["network"], "measure": key, "text": text})
+    return found
+
+
+def _of_the_norm(rows: Sequence[Mapping[str, Any]], centred: Mapping[str, float]) -> list[dict[str, str]]:
+    """Hold ρ̂₁ relative to ‖x - m‖ to the paper's."""
     found = []
     for row in rows:
         value = row["rho1"]
