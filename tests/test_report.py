@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
 import math
 import re
+import shutil
 import statistics
+import subprocess
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from matplotlib.figure import Figure
 from scipy.stats import binomtest
@@ -130,6 +134,11 @@ MANIFEST: dict[str, Any] = {
 }
 
 
+HOSTILE = (
+    '</script><script>alert("1")</script>"\'><img src=x onerror=alert(1)>\x1b[31mred\x1b]0;t\x07\u202e{{ 7*7 }}\ud800'
+)
+
+
 class Page(HTMLParser):
     """Checks that elements close in order, and collects text, attributes and tags."""
 
@@ -176,6 +185,7 @@ def read(path: Path) -> tuple[str, Page]:
 # ---- intervals
 
 
+@settings(deadline=None)  # SciPy's first call imports for a second
 @given(st.integers(0, 3000), st.integers(0, 3000), st.floats(0.5, 0.999))
 def test_wilson_interval_is_scipys(a: int, b: int, level: float) -> None:
     k, n = min(a, b), max(a, b, 1)
@@ -291,10 +301,51 @@ def test_markdown_csv_and_latex() -> None:
     )
     assert to_csv(rows) == 'attack,eps,n,percent,median_norm\n"a|b_<i>&%\n",0.1,9820,93.14159,\n'
     latex = to_latex(rows, ["attack", "percent"])
-    assert r"a|b\_<i>\&\%  & 93.1 \\" in latex
-    assert latex.startswith("\\begin{tabular}{lr}\n\\toprule\n")
+    assert r"a\textbar{}b\_\textless{}i\textgreater{}\&\% & 93.1 \\" in latex
+    assert latex.startswith("\\begin{tabular}{lr}\n\\hline\n")
     assert r"fooling ratio (\%)" in latex
     assert (to_markdown([]), to_csv([]), to_latex([])) == ("", "", "")
+
+
+def test_no_cell_is_a_formula_for_a_spreadsheet() -> None:
+    rows = [{"attack": text} for text in ("=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "a=1")]
+    assert to_csv(rows).splitlines()[1:] == ["'=1+1", "'+1", "'-1", "'@SUM(A1)", "'\t=1", "a=1"]
+
+
+NASTY = (
+    "\\input{/etc/passwd}",
+    "a%b",
+    "$x$",
+    "x^2_1~#&{}",
+    "[1pt] * --",
+    "a--b---c",
+    "é ñ Å ž ∞ ℓ 日本",
+    "`?`!`",
+    HOSTILE,
+)
+
+
+def test_latex_is_ascii_and_every_sign_is_escaped() -> None:
+    text = to_latex([{"attack": name} for name in NASTY], ["attack"])
+    assert text.isascii()
+    assert r"\textbackslash{}input\{/etc/passwd\}" in text
+    assert r"{[}1pt] {*} -{}-" in text  # neither belongs to the end of the row above
+    assert r"\'{e} \~{n} \r{A} \v{z} $\infty$ $\ell$ {[}U+65E5]{[}U+672C]" in text
+    assert "a-{}-b-{}-{}-c" in text
+    assert not re.search(r"(?<!\\)[%#&_]", text)
+
+
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_latex_compiles_in_an_empty_document(tmp_path: Path, finished: Path) -> None:
+    (tmp_path / "nasty.tex").write_text(to_latex([{"attack": n, "eps": math.inf} for n in NASTY]), encoding="ascii")
+    inputs = [tmp_path / "nasty.tex", *(finished / "tables").iterdir()]
+    body = "\n\n".join(f"\\input{{{path}}}" for path in inputs)
+    document = f"\\documentclass{{article}}\\begin{{document}}\n{body}\n\\end{{document}}\n"
+    (tmp_path / "main.tex").write_text(document, encoding="ascii")
+    command = ["pdflatex", "-halt-on-error", "-interaction=nonstopmode", "-no-shell-escape", "main.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Missing character" not in done.stdout
 
 
 # ---- the answer
@@ -623,14 +674,22 @@ def test_page_of_a_run(finished: Path) -> None:
     assert "none: perturbed values may leave the data's range" in page.words
     names = {path.name for path in (finished / "figures").iterdir()}
     assert names == {f"{name}.{end}" for name in ("fooling", "examples", "distances-0") for end in ("svg", "png")}
+    assert {path.name for path in (finished / "tables").iterdir()} == {"fooling.tex", "cost.tex"}
     assert (finished / "figures" / "fooling.png").read_bytes().startswith(b"\x89PNG")
     assert 'fill="white"' in (finished / "figures" / "fooling.svg").read_text(encoding="utf-8")
     assert not list(finished.rglob(".*"))
 
 
-def test_page_loads_nothing_and_runs_nothing(finished: Path) -> None:
+def test_page_loads_nothing_and_runs_its_own_script_alone(finished: Path) -> None:
     source, page = read(finished / "report.html")
-    assert "script" not in page.tags
+    scripts = re.findall(r"<script([^>]*)>(.*?)</script>", source, re.DOTALL)
+    assert [head for head, _ in scripts] == [' type="application/json" id="gallery-data"', ""]
+    digest = base64.b64encode(hashlib.sha256(scripts[1][1].encode("utf-8")).digest()).decode()
+    policy = next(value for tag, name, value in page.attributes if name == "content" and "default-src" in value)
+    assert policy.startswith("default-src 'none';")
+    assert policy.endswith(f"script-src 'sha256-{digest}'")  # no other script would run
+    for word in ("innerHTML", "insertAdjacentHTML", "document.write", "eval(", "fetch(", "XMLHttpRequest", "import("):
+        assert word not in scripts[1][1]
     assert "iframe" not in page.tags
     assert "object" not in page.tags
     for tag, name, value in page.attributes:
@@ -639,6 +698,7 @@ def test_page_loads_nothing_and_runs_nothing(finished: Path) -> None:
             assert value.startswith(("data:", "#")), (tag, name, value)
     assert not re.findall(r"url\((?!#)", source)
     assert "@import" not in source
+    source = source.replace('"http://www.w3.org/2000/svg"', "")  # the name of SVG, which nothing looks up
     assert "http:" not in source
     assert "https:" not in source
     targets = [value for tag, name, value in page.attributes if name == "id"]
@@ -658,11 +718,6 @@ def test_page_can_be_heard(finished: Path) -> None:
     assert count("h1") == 1
 
 
-HOSTILE = (
-    '</script><script>alert("1")</script>"\'><img src=x onerror=alert(1)>\x1b[31mred\x1b]0;t\x07\u202e{{ 7*7 }}\ud800'
-)
-
-
 def test_hostile_values_are_text(tmp_path: Path) -> None:
     def spoil(value: Any) -> Any:
         if isinstance(value, dict):
@@ -676,7 +731,8 @@ def test_hostile_values_are_text(tmp_path: Path) -> None:
     write_run(tmp_path, rows, spoil(MANIFEST))
     write_examples(tmp_path, (1, 8, 8), ("a" + name.replace("/", "∕"),))
     source, page = read(write_page(tmp_path))
-    assert "script" not in page.tags
+    assert page.tags.count("script") == 2
+    assert "<script>alert" not in source
     assert not [value for tag, attribute, value in page.attributes if attribute.startswith("on") or value == "x"]
     assert "\x1b" not in source
     assert "\u202e" not in source
@@ -684,6 +740,11 @@ def test_hostile_values_are_text(tmp_path: Path) -> None:
     assert "\x07" not in source
     assert '<script>alert("1")</script>"\'><img src=x onerror=alert(1)>red{{ 7*7 }}' in page.text
     assert "49" not in re.findall(r"red(\d*)", page.text)
+    for path in (tmp_path / "tables").iterdir():
+        text = path.read_text(encoding="ascii")
+        assert "\x1b" not in text
+        assert "<" not in text
+        assert not re.search(r"(?<!\\)[%#&_$]{2}|\{\{ 7", text)
 
 
 STRUCTURE = frozenset(
@@ -749,7 +810,12 @@ def test_infinite_budgets_have_no_curve_but_a_line(tmp_path: Path) -> None:
 def test_features_instead_of_images(tmp_path: Path) -> None:
     write_examples(tmp_path, (13,))
     _source, page = read(write_page(write_run(tmp_path, many("fgsm", 0.1, 6, 10), MANIFEST)))
-    assert "img" not in page.tags
+    pictures = [value for tag, name, value in page.attributes if (tag, name) == ("img", "src")]
+    assert len(pictures) == 3 * 3
+    for picture in pictures:  # each a drawing with a line, nothing in it that runs
+        svg = Page(base64.b64decode(picture.removeprefix("data:image/svg+xml;base64,")).decode("ascii"))
+        assert set(svg.tags) <= {"svg", "path", "circle"}
+        assert "path" in svg.tags
     assert "correctly classified samples" in page.words
     assert "every input value" in page.words
 
@@ -781,8 +847,8 @@ def test_what_went_wrong_is_said_first(tmp_path: Path, status: str) -> None:
 
 def test_the_same_run_gives_the_same_bytes(tmp_path: Path, finished: Path) -> None:
     assert write_page(full_run(tmp_path)).read_bytes() == (finished / "report.html").read_bytes()
-    for path in (finished / "figures").iterdir():
-        assert (tmp_path / "figures" / path.name).read_bytes() == path.read_bytes()
+    for path in [*(finished / "figures").iterdir(), *(finished / "tables").iterdir()]:
+        assert (tmp_path / path.parent.name / path.name).read_bytes() == path.read_bytes()
 
 
 def _no_rows(folder: Path) -> None:

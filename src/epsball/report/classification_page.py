@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from epsball.report.answer import Answer, answer, distance_answer, explain_eps
+from epsball.report.chart import fooling_chart
 from epsball.report.examples import ExampleGrid
 from epsball.report.figures import DistanceHistogram, FoolingCurves
+from epsball.report.gallery import budgets, classified_gallery
+from epsball.report.latex import to_latex
 from epsball.report.manifest import Manifest
-from epsball.report.render import SHOWN_SAMPLES, Drawings, common, picture_uri
+from epsball.report.render import SHOWN_SAMPLES, Drawings, View, common
 from epsball.report.rows import NORMS
+from epsball.report.samples import attempts, distance_rows
 from epsball.report.style import Drawing, new_figure
 from epsball.report.tables import Row, fooling_table
 from epsball.report.views import numbers_view, status_view, transfer_view
@@ -21,8 +26,12 @@ __all__ = ["classification_view"]
 MEANINGS = {"ALREADY": "classified wrongly from the start, whatever the attack did to it"}
 
 
-def classification_view(folder: Path, table: Any, manifest: Manifest) -> tuple[dict[str, Any], list[Drawing]]:
-    """Return what the template shows, and the figures to be saved beside the page."""
+SHARES = (5, 10, 25, 50, 75, 90, 95)
+COLUMNS = ("attack", "p", "eps", "n", "fooled", "percent", "low", "high", "median_norm")
+
+
+def classification_view(folder: Path, table: Any, manifest: Manifest) -> View:
+    """Return what the template shows, and the figures and tables to be saved beside the page."""
     every = fooling_table(table)
     judge = manifest.judge({row["judged_on"] for row in every})
     rows = [row for row in every if row["judged_on"] == judge]
@@ -30,8 +39,7 @@ def classification_view(folder: Path, table: Any, manifest: Manifest) -> tuple[d
     image = manifest.is_image or (grid is not None and grid.is_image)
     unit = "images" if image else "samples"
     found = answer(rows, unit)
-    if grid is not None:
-        grid = _read_examples(folder, manifest, _shown(list(grid.attacks), found, 3 if image else 2))
+    attacks = [] if grid is None else _shown(list(grid.attacks), found, 3 if image else 2)
     figures = _Figures()
     distances = figures.distances(table, manifest, rows)
     lead = distance_answer(distances[0]["display"], unit) if distances and manifest.measures else ""
@@ -51,16 +59,38 @@ def classification_view(folder: Path, table: Any, manifest: Manifest) -> tuple[d
         "rows": rows,
         "numbers": numbers_view(rows),
         "transfer": transfer_view([row for row in every if row["eps"] == found.eps], judge),
+        "samples": distance_rows(table, judge, _norm(found, manifest), manifest.classes),
+        "norm": _norm(found, manifest),
         "statuses": status_view(table, judge, found.eps, manifest.statuses, MEANINGS),
         "curves": figures.curves(rows, manifest),
         "distances": distances,
         "lead": lead,
-        "examples": figures.examples(grid),
+        "gallery": figures.examples(folder, table, manifest, judge, attacks),
     }
-    return context, figures.kept
+    return View(context, figures.kept, _tables(context, manifest))
 
 
-def _read_examples(folder: Path, manifest: Manifest, attacks: Sequence[str] | None) -> ExampleGrid | None:
+def _tables(context: Mapping[str, Any], manifest: Manifest) -> dict[str, str]:
+    transfer = context["transfer"] and [row for _, cells in context["transfer"].lines for row in cells if row]
+    measures = [{"measure": key, "value": value, "low": low, "high": high} for key, value, low, high in manifest.ends]
+    columns = ("attack", "crafted_on", "judged_on", "eps", "n", "percent", "low", "high")
+    found = {
+        "fooling": to_latex(context["rows"], COLUMNS) if context["rows"] else "",
+        "cost": to_latex(context["cost"]),
+        "transfer": to_latex(transfer, columns) if transfer else "",
+        "measures": to_latex(measures),
+    }
+    return {name: source for name, source in found.items() if source}
+
+
+def _norm(found: Answer, manifest: Manifest) -> float:
+    """Return the norm that distances are in: that of the strongest attack."""
+    return manifest.p if found.strongest is None else float(found.strongest["p"])
+
+
+def _read_examples(
+    folder: Path, manifest: Manifest, attacks: Sequence[str] | None, place: int | None = None
+) -> ExampleGrid | None:
     path = folder / "examples.npz"
     if not path.is_file():
         return None
@@ -71,6 +101,7 @@ def _read_examples(folder: Path, manifest: Manifest, attacks: Sequence[str] | No
         bounds=manifest.data_bounds,
         p=manifest.p,
         limit=SHOWN_SAMPLES,
+        place=place,
     )
 
 
@@ -81,6 +112,14 @@ def _shown(names: Sequence[str], found: Answer, shown: int) -> list[str]:
     others = [name for name in names if name not in first + noise and not name.startswith("random")]
     chosen = [name for name in (first + others)[: shown - len(noise)] + noise if name in names]
     return list(dict.fromkeys(chosen)) or list(names[:shown])
+
+
+def _shares(display: DistanceHistogram) -> list[tuple[int, float]]:
+    """Return the distances within which these shares, in percent, of all samples are fooled; inf where fewer are."""
+    if not display.count:
+        return []
+    ordered = [*sorted(display.distances.tolist()), *([math.inf] * display.missing)]
+    return [(share, ordered[max(math.ceil(share * len(ordered) / 100) - 1, 0)]) for share in SHARES]
 
 
 def _clean(rows: Sequence[Row]) -> int | None:
@@ -97,12 +136,12 @@ class _Figures(Drawings):
         )
         if not display.curves:
             return None
-        narrow = Drawing(display.plot(legend="below").figure, "fooling-narrow")
-        return {
-            "wide": self.keep(display.plot().figure, "fooling"),
-            "narrow": narrow.inline(),
-            "one_eps": display.one_eps,
-        }
+        if display.one_eps:
+            narrow = Drawing(display.plot(legend="below").figure, "fooling-narrow")
+            wide = self.keep(display.plot().figure, "fooling")
+            return {"wide": wide, "narrow": narrow.inline(), "one_eps": True}
+        self.save(display.plot().figure, "fooling")
+        return {"chart": fooling_chart(display), "one_eps": False}
 
     def distances(self, table: Any, manifest: Manifest, rows: Sequence[Row]) -> list[dict[str, Any]]:
         shown = []
@@ -112,26 +151,23 @@ class _Figures(Drawings):
             key = f"distances-{index}"
             narrow = Drawing(display.plot(new_figure(4.6, 3.2).add_subplot()).figure, f"{key}-narrow")
             wide = self.keep(display.plot().figure, key)
-            shown.append({"name": name, "display": display, "wide": wide, "narrow": narrow.inline()})
+            shown.append(
+                {"name": name, "display": display, "wide": wide, "narrow": narrow.inline()}
+                | {"shares": _shares(display)}
+            )
         return shown
 
-    def examples(self, grid: ExampleGrid | None) -> dict[str, Any] | None:
-        if grid is None or not len(grid) or not grid.attacks:
+    def examples(
+        self, folder: Path, table: Any, manifest: Manifest, judge: str, attacks: Sequence[str]
+    ) -> dict[str, Any] | None:
+        path = folder / "examples.npz"
+        if not attacks:
             return None
-        svg = self.keep(grid.plot()[0, 0].figure, "examples")
-        lines = [_example_line(grid, index) for index in range(len(grid))] if grid.is_image else []
-        return {"grid": grid, "svg": svg, "lines": lines}
-
-
-def _example_line(grid: ExampleGrid, index: int) -> dict[str, Any]:
-    cells: list[dict[str, Any]] = []
-    for name in grid.attacks:
-        cells.append(
-            {"name": name, "kind": "perturbation", "src": picture_uri(grid.amplified(name, index)), "text": ""}
-        )
-        picture = picture_uri(grid.picture(grid.attacks[name].perturbed[index]))
-        text = grid.perturbed_text(name, index)
-        fooled = bool(grid.attacks[name].success[index])
-        cells.append({"name": name, "kind": "perturbed", "src": picture, "text": text, "fooled": fooled})
-    original = {"src": picture_uri(grid.picture(grid.x[index])), "text": grid.original_text(index)}
-    return {"id": int(grid.sample_id[index]), "original": original, "cells": cells}
+        places, start = budgets(path)
+        grids = [grid for place in places if (grid := _read_examples(folder, manifest, attacks, place)) is not None]
+        if not len(grids[start]):
+            return None
+        self.save(grids[start].plot()[0, 0].figure, "examples")
+        shown = classified_gallery(path, grids, places, start)
+        found = attempts(table, judge, [line.id for line in shown.lines], shown.attacks, manifest.classes)
+        return {"shown": shown, "data": shown.data(found)}

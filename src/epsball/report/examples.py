@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -14,10 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epsball.errors import InputError, unknown_name
+from epsball.report.example_files import at_place, limits_of, load_arrays, samples_of
 from epsball.report.style import INK, MUTED, PALETTE, new_figure, tidy
 from epsball.report.text import lines, number, printable
 
-__all__ = ["Attacked", "ExampleGrid", "limits_of", "load_arrays", "png"]
+__all__ = ["Attacked", "ExampleGrid"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,19 +57,21 @@ class ExampleGrid:
         bounds: Sequence[float] | None = None,
         p: float = math.inf,
         limit: int = 8,
+        place: int | None = None,
     ) -> ExampleGrid:
         """Read the examples.npz of a run; never unpickles.
 
         attacks: which ones and in which order, all by default. bounds: the range to show, that of x by default.
-        p: the norm in which eps is meant. limit: at most so many samples. Raises InputError for a file that is absent
-        or damaged, for arrays that do not fit together, and for an attack that the file does not hold.
+        p: the norm in which eps is meant. limit: at most so many samples. place: which of the budgets of
+        `kept_budgets`; None for the one that every file has. Raises InputError for a file that is absent or damaged,
+        for arrays that do not fit together, and for an attack that the file does not hold.
         """
-        arrays = load_arrays(Path(path))
+        arrays = at_place(load_arrays(Path(path)), place)
         stored = [name.removeprefix("perturbed/") for name in arrays if name.startswith("perturbed/")]
         for name in attacks or ():
             if name not in stored:
                 raise unknown_name("attack", name, stored)
-        x = np.asarray(_take(arrays, "x", path)[:limit], dtype=np.float64)
+        x = np.asarray(samples_of(arrays, path)[:limit], dtype=np.float64)
 
         def rows(key: str, dtype: type) -> NDArray[Any] | None:
             values = arrays.get(key)
@@ -205,14 +207,15 @@ class ExampleGrid:
         tidy(ax)
         ax.set_xlabel(lines(text, 16), fontsize=9.5, color=INK)
         ax.tick_params(labelsize=8, labelbottom=False, length=0)
-        ax.set_ylim(*self._span(added))
+        ax.set_ylim(*self.span(added))
         if added:
             ax.axhline(0.0, color=MUTED, linewidth=0.8)
         elif kind == "perturbed":
             ax.plot(self.x[index].reshape(-1), color=MUTED, linewidth=1.2, linestyle=":")
         ax.plot(values[index].reshape(-1), color=PALETTE[1 if added else 0][0], linewidth=1.4)
 
-    def _span(self, perturbations: bool) -> tuple[float, float]:
+    def span(self, perturbations: bool) -> tuple[float, float]:
+        """Return the range of lines: of all perturbations, around zero, or of all samples before and after."""
         # One scale for all samples and attacks, so that sizes compare.
         parts = [self.perturbation(n) if perturbations else self.attacks[n].perturbed for n in self.attacks]
         values = np.concatenate(
@@ -225,49 +228,3 @@ class ExampleGrid:
             low = -high
         room = 0.06 * (high - low) or 1.0
         return low - room, high + room
-
-
-def png(picture: NDArray[np.uint8]) -> bytes:
-    """Encode an RGB picture (H, W, 3)."""
-    from matplotlib.image import imsave
-
-    buffer = io.BytesIO()
-    nothing: dict[str, Any] = {"Software": None}  # the version of matplotlib stays out of the bytes
-    imsave(buffer, picture, format="png", metadata=nothing)
-    return buffer.getvalue()
-
-
-def load_arrays(path: Path) -> dict[str, NDArray[Any]]:
-    """Read an .npz file of plain arrays; InputError if it is absent or damaged."""
-    import zipfile
-    import zlib
-
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except FileNotFoundError as error:
-        raise InputError(f"expected the examples of a run at {path}, found none.") from error
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error, AttributeError, TypeError) as error:
-        raise InputError(f"{path}: not a readable .npz of plain arrays ({error}); run the evaluation again.") from error
-
-
-def _take(arrays: dict[str, NDArray[Any]], key: str, path: Any) -> NDArray[Any]:
-    if key not in arrays or arrays[key].ndim < 2:
-        raise InputError(f"{path}: expected an array {key!r} of shape (N, *S), found none.")
-    return arrays[key]
-
-
-def limits_of(x: NDArray[np.float64], bounds: Sequence[float] | None) -> tuple[float, float]:
-    """Return the range to show: the bounds where they are sound, [0, 1] where that holds x, else that of x."""
-    if bounds is not None:
-        try:
-            low, high = (float(end) for end in bounds)
-        except (TypeError, ValueError):
-            low = high = math.nan
-        if math.isfinite(low) and math.isfinite(high) and low < high:
-            return low, high
-    finite = x[np.isfinite(x)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 1.0)
-    if low >= 0.0 and high <= 1.0:
-        return 0.0, 1.0
-    return (low, high) if low < high else (low - 0.5, low + 0.5)

@@ -133,16 +133,21 @@ class Manifest:
         ]
 
     @property
-    def measures(self) -> list[tuple[str, float, float, float, str]]:
-        """The measures of a robustness run: name, value, its interval's ends, meaning; a missing end is infinite."""
+    def ends(self) -> list[tuple[str, float, float, float]]:
+        """The measures of a robustness run: key, value, its interval's ends; a missing end is infinite."""
         rows = []
-        for key, (name, meaning) in _MEASURES.items():
+        for key in _MEASURES:
             entry = self.part("robustness").get(key)
             if isinstance(entry, Mapping):
                 value, low, high = (entry.get(end) for end in ("value", "low", "high"))
                 ends = [math.inf if not isinstance(end, int | float) else float(end) for end in (value, low, high)]
-                rows.append((name, ends[0], ends[1], ends[2], meaning))
+                rows.append((key, ends[0], ends[1], ends[2]))
         return rows
+
+    @property
+    def measures(self) -> list[tuple[str, float, float, float, str]]:
+        """The measures of a robustness run as the page shows them: sign, value, its interval's ends, meaning."""
+        return [(_MEASURES[key][0], value, low, high, _MEASURES[key][1]) for key, value, low, high in self.ends]
 
     @property
     def configuration(self) -> Any:

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epsball.errors import InputError
-from epsball.report.examples import ExampleGrid, limits_of, load_arrays
+from epsball.report.example_files import at_place, limits_of, load_arrays
+from epsball.report.examples import ExampleGrid
 from epsball.report.style import INK, MUTED, PALETTE, new_figure, tidy
 from epsball.report.text import decibels, lines, number
 
@@ -59,10 +60,11 @@ class OutputGrid:
         attacks: Sequence[str] | None = None,
         bounds: Sequence[float] | None = None,
         limit: int = 8,
+        place: int | None = None,
     ) -> OutputGrid:
         """Read the examples.npz of a regression run; as `ExampleGrid.from_npz`, InputError for what does not fit."""
-        inputs = ExampleGrid.from_npz(path, attacks=attacks, bounds=bounds, limit=limit)
-        arrays = load_arrays(Path(path))
+        inputs = ExampleGrid.from_npz(path, attacks=attacks, bounds=bounds, limit=limit, place=place)
+        arrays = at_place(load_arrays(Path(path)), place)
         n = len(inputs)
 
         def rows(key: str, shape: tuple[int, ...] | None = None) -> NDArray[np.float64]:
@@ -90,10 +92,11 @@ class OutputGrid:
     @property
     def shows_pictures(self) -> bool:
         """Whether inputs and outputs are both images."""
-        return self.inputs.is_image and self._output_grid.is_image
+        return self.inputs.is_image and self.outputs.is_image
 
     @property
-    def _output_grid(self) -> ExampleGrid:
+    def outputs(self) -> ExampleGrid:
+        """The outputs without a perturbation, as samples to be drawn."""
         return replace(self.inputs, x=self.output, attacks={}, limits=self.limits)
 
     def cells(self, index: int) -> Iterator[Cell]:
@@ -120,14 +123,14 @@ class OutputGrid:
     def picture(self, cell: Cell) -> NDArray[np.uint8]:
         """Return a cell of an image as an RGB picture (H, W, 3)."""
         if cell.kind == "output":
-            return self._output_grid.picture(cell.values)
+            return self.outputs.picture(cell.values)
         if cell.kind == "perturbation":
             return self.inputs.picture(sum(self.inputs.limits) / 2 + self.inputs.factor * cell.values)
         return self.inputs.picture(cell.values)
 
     def is_picture(self, cell: Cell) -> bool:
         """Whether a cell is drawn as an image, and not as a line over its entries."""
-        return self._output_grid.is_image if cell.kind == "output" else self.inputs.is_image
+        return self.outputs.is_image if cell.kind == "output" else self.inputs.is_image
 
     def plot(self, axes: Any = None) -> Any:
         """Draw on a (N, 2 + 3 x attacks) array of Axes, or on a new figure, and return that array."""
@@ -140,7 +143,7 @@ class OutputGrid:
             raise InputError(f"expected {len(self)} x {columns} Axes for this grid, got {len(axes)} rows.")
         for ax, head in zip(axes[0], self.heads, strict=True):
             ax.set_title(head, fontsize=9, color=INK)
-        spans = [self._span(column) for column in range(columns)]
+        spans = [self.span(column) for column in range(columns)]
         for index in range(len(self)):
             for ax, cell, span in zip(axes[index], self.cells(index), spans, strict=True):
                 self._draw(ax, cell, span)
@@ -167,8 +170,8 @@ class OutputGrid:
         colour = PALETTE[{"perturbation": 1, "output": 2}.get(cell.kind, 0)][0]
         ax.plot(flat, color=colour, linewidth=1.4, marker=marker, markersize=3)
 
-    def _span(self, column: int) -> tuple[float, float]:
-        # One scale for all columns of a kind, so that sizes compare.
+    def span(self, column: int) -> tuple[float, float]:
+        """Return the range of the lines in a column: one for all columns of a kind, so that sizes compare."""
         lines_ = [list(self.cells(index)) for index in range(len(self))]
         kind = lines_[0][column].kind if lines_ else ""
         alike = ("original", "perturbed") if kind in ("original", "perturbed") else (kind,)

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from epsball.report.answer import explain_eps
+from epsball.report.chart import quality_chart
+from epsball.report.gallery import budgets, regressed_gallery
+from epsball.report.latex import to_latex
 from epsball.report.manifest import Fact, Manifest
 from epsball.report.output_examples import OutputGrid
 from epsball.report.quality import QualityAnswer, is_noise, psnr_table, psnr_view, quality_answer
 from epsball.report.quality_figures import PsnrCurves
-from epsball.report.render import SHOWN_SAMPLES, Drawings, common, picture_uri
-from epsball.report.style import Drawing
+from epsball.report.render import SHOWN_SAMPLES, Drawings, View, common
+from epsball.report.samples import attempts, output_rows
 from epsball.report.tables import Row
 from epsball.report.text import decibels, number
 from epsball.report.views import status_view
@@ -32,8 +35,11 @@ MEANINGS = {
 }
 
 
-def regression_view(folder: Path, table: Any, manifest: Manifest) -> tuple[dict[str, Any], list[Drawing]]:
-    """Return what the template shows, and the figures to be saved beside the page."""
+COLUMNS = ("attack", "p", "eps", "n", *(f"psnr_{side}{end}" for side in ("out", "in") for end in ("", "_low", "_high")))
+
+
+def regression_view(folder: Path, table: Any, manifest: Manifest) -> View:
+    """Return what the template shows, and the figures and tables to be saved beside the page."""
     rows = psnr_table(table)
     judge = manifest.judge({str(name) for name in table["judged_on"].to_pylist() if name})
     grid = _read_examples(folder, manifest, None)
@@ -41,8 +47,7 @@ def regression_view(folder: Path, table: Any, manifest: Manifest) -> tuple[dict[
     unit = "images" if image else "samples"
     clean = _clean(manifest)
     found = quality_answer(rows, clean, unit)
-    if grid is not None:
-        grid = _read_examples(folder, manifest, _shown(list(grid.pushed), found, 3 if grid.shows_pictures else 2))
+    attacks = [] if grid is None else _shown(list(grid.pushed), found, 3 if grid.shows_pictures else 2)
     p = found.strongest["p"] if found.strongest is not None else manifest.p
     groups = manifest.groups(found.strongest["attack"]) if found.strongest is not None else ""
     figures = Drawings()
@@ -62,10 +67,12 @@ def regression_view(folder: Path, table: Any, manifest: Manifest) -> tuple[dict[
         "statuses": status_view(table, judge, found.eps, manifest.statuses, MEANINGS),
         "curves": _curves(figures, rows, clean, manifest, unit),
         "noise_run": any(is_noise(row) for row in rows),
-        "examples": _examples(figures, grid),
+        "samples": output_rows(table, judge, found.eps) if found.eps is not None else ([], 0),
+        "gallery": _examples(figures, folder, table, manifest, judge, attacks),
         "db": decibels,
     }
-    return context, figures.kept
+    tables = {"psnr": to_latex(rows, COLUMNS), "cost": to_latex(context["cost"])} if rows else {}
+    return View(context, figures.kept, tables)
 
 
 def _clean(manifest: Manifest) -> float | None:
@@ -84,11 +91,13 @@ def _peaks(manifest: Manifest) -> list[Fact]:
     return [(what, number(value)) for what, value in values if isinstance(value, int | float)]
 
 
-def _read_examples(folder: Path, manifest: Manifest, attacks: Sequence[str] | None) -> OutputGrid | None:
+def _read_examples(
+    folder: Path, manifest: Manifest, attacks: Sequence[str] | None, place: int | None = None
+) -> OutputGrid | None:
     path = folder / "examples.npz"
     if not path.is_file():
         return None
-    return OutputGrid.from_npz(path, attacks=attacks, bounds=manifest.data_bounds, limit=SHOWN_SAMPLES)
+    return OutputGrid.from_npz(path, attacks=attacks, bounds=manifest.data_bounds, limit=SHOWN_SAMPLES, place=place)
 
 
 def _shown(names: Sequence[str], found: QualityAnswer, shown: int) -> list[str]:
@@ -109,21 +118,21 @@ def _curves(
         return None
     shown = []
     for over, name in (("psnr_in", "output-psnr"), ("eps", "output-psnr-eps")):
-        narrow = Drawing(display.plot(over=over, legend="below").figure, f"{name}-narrow")
-        wide = figures.keep(display.plot(over=over).figure, name)
-        shown.append({"over": over, "wide": wide, "narrow": narrow.inline()})
+        figures.save(display.plot(over=over).figure, name)
+        shown.append({"over": over, "chart": quality_chart(display, over)})
     return shown
 
 
-def _examples(figures: Drawings, grid: OutputGrid | None) -> dict[str, Any] | None:
-    if grid is None or not len(grid) or not grid.pushed:
+def _examples(
+    figures: Drawings, folder: Path, table: Any, manifest: Manifest, judge: str, attacks: Sequence[str]
+) -> dict[str, Any] | None:
+    if not attacks:
         return None
-    svg = figures.keep(grid.plot()[0, 0].figure, "examples")
-    lines = []
-    for index in range(len(grid) if grid.shows_pictures else 0):
-        cells = [
-            {"kind": cell.kind, "attack": cell.attack, "src": picture_uri(grid.picture(cell)), "text": cell.text}
-            for cell in grid.cells(index)
-        ]
-        lines.append({"id": int(grid.inputs.sample_id[index]), "cells": cells})
-    return {"grid": grid, "svg": svg, "lines": lines}
+    places, start = budgets(folder / "examples.npz")
+    grids = [grid for place in places if (grid := _read_examples(folder, manifest, attacks, place)) is not None]
+    if not len(grids[start]):
+        return None
+    figures.save(grids[start].plot()[0, 0].figure, "examples")
+    shown = regressed_gallery(grids, start)
+    found = attempts(table, judge, [line.id for line in shown.lines], shown.attacks)
+    return {"shown": shown, "data": shown.data(found), "grid": grids[start]}

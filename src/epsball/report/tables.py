@@ -1,4 +1,4 @@
-"""Tables of a run: fooling ratios, transfer and cost as plain rows, and those rows as Markdown, CSV or LaTeX."""
+"""Tables of a run: fooling ratios, transfer and cost as plain rows, and those rows as Markdown or CSV."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from epsball.report.text import printable
 
 __all__ = [
     "HEADINGS",
+    "LEFT",
     "Row",
     "cost",
     "cost_table",
     "fooling_table",
     "to_csv",
-    "to_latex",
     "to_markdown",
     "transfer_table",
     "whole",
@@ -59,6 +59,12 @@ HEADINGS = {
     "error_increase_low": "95 % from",
     "error_increase_high": "to",
     "exact": "solved exactly (%)",
+    "measure": "measure",
+    "value": "value",
+    "sample_id": "sample",
+    "label": "class",
+    "prediction": "taken for",
+    "distance": "distance",
 }
 
 
@@ -143,13 +149,16 @@ def to_markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None
     """Write rows as a Markdown table with rounded numbers; columns: which keys, all by default."""
     keys = _keys(rows, columns)
     heads = [_markdown(HEADINGS.get(key, key)) for key in keys]
-    lines = [heads, ["---" if key in _LEFT else "---:" for key in keys]]
+    lines = [heads, ["---" if key in LEFT else "---:" for key in keys]]
     lines += [[_markdown(format_cell(key, row.get(key))) for key in keys] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) if keys else ""
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """Write rows as CSV with the keys as header and numbers in full; None is an empty field."""
+    """Write rows as CSV with the keys as header and numbers in full; None is an empty field.
+
+    Text that a spreadsheet would take for a formula begins with an apostrophe.
+    """
     keys = _keys(rows, columns)
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
@@ -157,24 +166,11 @@ def to_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = No
         writer.writerow(keys)
     for row in rows:
         cells = (row.get(key) for key in keys)
-        writer.writerow(["" if c is None else printable(c) if isinstance(c, str) else c for c in cells])
+        writer.writerow(["" if c is None else _field(c) if isinstance(c, str) else c for c in cells])
     return out.getvalue()
 
 
-def to_latex(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
-    """Write rows as a LaTeX tabular with rounded numbers, in the rules of the booktabs package."""
-    keys = _keys(rows, columns)
-    if not keys:
-        return ""
-    align = "".join("l" if key in _LEFT else "r" for key in keys)
-    lines = [[_latex(HEADINGS.get(key, key)) for key in keys]]
-    lines += [[_latex(format_cell(key, row.get(key))) for key in keys] for row in rows]
-    head, *body = (" & ".join(line) + r" \\" for line in lines)
-    parts = [f"\\begin{{tabular}}{{{align}}}", r"\toprule", head, r"\midrule", *body, r"\bottomrule", r"\end{tabular}"]
-    return "\n".join(parts) + "\n"
-
-
-_LEFT = ("attack", "crafted_on", "judged_on")
+LEFT = ("attack", "crafted_on", "judged_on", "measure", "label", "prediction")
 _DECIMALS = dict.fromkeys(("percent", "low", "high", "forwards", "backwards", "jvps", "passes", "exact"), 1)
 _DECIMALS |= dict.fromkeys(("psnr_out", "psnr_out_low", "psnr_out_high", "psnr_in", "psnr_in_low", "psnr_in_high"), 2)
 
@@ -204,9 +200,6 @@ def _markdown(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--"}
-_LATEX |= {character: "\\" + character for character in "&%$#_{}"}
-
-
-def _latex(text: str) -> str:
-    return "".join(_LATEX.get(character, character) for character in text.replace("\n", " "))
+def _field(text: str) -> str:
+    text = printable(text)
+    return f"'{text}" if text.startswith(("=", "+", "-", "@", "\t")) else text

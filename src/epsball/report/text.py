@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-__all__ = ["count", "decibels", "label", "lines", "listed", "norm_name", "number", "percent", "printable", "share"]
+__all__ = ["count", "data_text", "decibels", "label", "lines", "listed", "norm_name", "number", "one_line", "percent"]
+__all__ += ["printable", "share"]
 
 # Escape sequences of terminals, whole, so that no "[31m" stays behind; then every other control character, and those
 # that reorder or hide text (bidirectional overrides, zero-width marks).
@@ -16,7 +18,8 @@ _SEQUENCES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[@-Z\\-_]|\x9b[0-?]*[ -/]*[@-~]"
 )
 _HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2060-\u2069\ufeff]"
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u180e\u200b\u200e\u200f\u2028\u2029\u202a-\u202e\u2060-\u206f\ufeff"
+    "\ufff9-\ufffb\U000e0000-\U000e007f]"
 )
 
 
@@ -24,6 +27,26 @@ def printable(value: Any) -> str:
     """Return text without terminal escapes, control characters (but tab and newline), or marks that reorder text."""
     text = _HIDDEN.sub("", _SEQUENCES.sub("", str(value)))
     return text.encode("utf-8", "replace").decode("utf-8")
+
+
+def one_line(value: Any, limit: int = 200) -> str:
+    """Return text in one line of at most so many letters, safe for a terminal."""
+    text = " ".join(printable(value).split())
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def data_text(value: Any) -> str:
+    """Write a value as JSON that can stand inside a <script> or an attribute: no <, > or &, every text printable."""
+    text = json.dumps(_clean(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _clean(value: Any) -> Any:
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, Mapping):
+        return {printable(key): _clean(entry) for key, entry in value.items()}
+    return [_clean(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def label(value: Any, limit: int = 40) -> str:
