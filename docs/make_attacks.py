@@ -40,6 +40,8 @@ def problem(row: eb.Recipe) -> str:
 def constraint(row: eb.Recipe) -> str:
     if row.family == "groups":
         return "T groups, ℓ∞ inside"
+    if row.over_groups is not None:
+        return "ℓp, any p, or groups"
     return "ℓp, any p" if row.order is None else "ℓ∞" if row.order == math.inf else f"ℓ{row.order:g}"
 
 

@@ -23,7 +23,7 @@ from epsball.result import AttackResult
 from epsball.schedule import Schedule
 from epsball.sets import ConstraintSet, Groups, LpBall, Oracle, Partition, channels, patches, pixels
 from epsball.sets.custom import CustomSet
-from epsball.solvers import MinNorm, NormConstrained, QuadraticOptions, RandomPoint, ShrinkingBall
+from epsball.solvers import FewestGroups, MinNorm, NormConstrained, QuadraticOptions, RandomPoint, ShrinkingBall
 from epsball.target_model import TargetModel
 
 __version__ = "0.1.0"
@@ -38,6 +38,7 @@ __all__ = [
     "CustomSet",
     "Ensemble",
     "EpsballWarning",
+    "FewestGroups",
     "Groups",
     "InputError",
     "Linear",

@@ -98,6 +98,7 @@ class Batch:
     best: tuple[Tensor, Tensor] | None = None  # the η (B, *S) with the largest gain so far, and that gain (B,)
     radius: Radius | None = None  # of a minimal-norm search
     rate: float = 0.0  # how fast the radius moves at the first step
+    average: Expansion | None = None  # of the linearisations so far, as functions of the whole perturbation
 
     @classmethod
     def of(cls, problem: Problem, constraint: ConstraintSet, state: State, streams: Generators, index: Tensor) -> Batch:
@@ -129,7 +130,13 @@ class Batch:
             None if self.best is None else (self.best[0][index], self.best[1][index]),
             None if self.radius is None else self.radius.take(index),
             self.rate,
+            None if self.average is None else self.average.take(index),
         )
+
+    def averaged(self, expansion: Expansion, share: float) -> Expansion:
+        """Take a linearisation as a function of the whole perturbation into the average with this weight."""
+        self.average = expansion if self.average is None else self.average.mixed(expansion, share)
+        return self.average
 
     def keep(self, outputs: Tensor) -> None:
         """Remember where the samples stand if no gain was larger so far; outputs (B, *O) are those at this point."""
@@ -172,7 +179,7 @@ class Batch:
         value, gradient = expansion.value[:, 0], expansion.gradient[:, 0]
         radius.follow(self.constraint, self.x, eta, success, value, gradient, self.rate * share)
         self.constraint = self.constraint.with_eps(radius.value)
-        return radius.size == 0
+        return radius.size <= self.constraint.unit
 
     def leave(self, state: State, which: Tensor) -> None:
         """Write the perturbations of the samples that leave: the point reached, or the smallest success of a search."""
@@ -185,6 +192,8 @@ class Batch:
 
     def limited(self, attack: Parts, local: ConstraintSet, share: float) -> ConstraintSet:
         """Return the set over which one step is solved."""
+        if attack.schedule.average:
+            return local
         if not attack.formulation.budgeted and self.radius is None:
             return local.onward(self.eta)
         if self.radius is not None:
@@ -198,7 +207,7 @@ class Batch:
     def candidates(self, attack: Parts, share: float) -> Callable[[Tensor], Tensor] | None:
         """Return the rule for the pieces worth differentiating, None while nothing is known of them."""
         slope, growth = self.slope, getattr(attack.local_model, "growth", math.inf)
-        if slope is None or growth == math.inf:
+        if slope is None or growth == math.inf or attack.schedule.average:  # an average is one of the same pieces
             return None
         # The rule compares sizes; where in the set the sample stands does not matter to it.
         limited = self.limited(attack, self.constraint, share)

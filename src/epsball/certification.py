@@ -55,7 +55,7 @@ def certify(
         success=success,
         status=tuple(names[c] for c in code.tolist()),
         gain=gain,
-        norm=constraint.size(perturbation),
+        norm=formulation.searched(constraint).size(perturbation),
         outputs=outputs,
         forwards=state.forwards,
         backwards=state.backwards,

@@ -112,17 +112,21 @@ def _step(
     """Solve one local problem around x + η and return the new η (B, *S), and whether there was a solution."""
     local = batch.constraint.at(batch.x, batch.eta)
     limited = batch.limited(attack, local, share)
-    whole = False
-    if last and attack.schedule.keep == "best" and isinstance(expansion, Expansion):
+    average = attack.schedule.average
+    whole = isinstance(expansion, Expansion) and (average or (last and attack.schedule.keep == "best"))
+    if whole and isinstance(expansion, Expansion):
         # The problem over the whole set, from x: exact on affine models.
-        whole = True
         expansion, limited, point = expansion.around(batch.eta), local.total(batch.eta), batch.x
+    if average and isinstance(expansion, Expansion):
+        expansion = batch.averaged(expansion, share)
     solution = attack.formulation.solve(expansion, limited, point, batch.streams.fork(step + 1, _SOLVER))
     delta = solution.delta - batch.eta if whole else solution.delta
     if solution.mirror is not None:
         delta = _better(problem, batch, state, delta, solution.mirror)
     updated = batch.eta + delta
-    if attack.schedule.update == "project":
+    if average:
+        updated = solution.delta  # a point of the set already
+    elif attack.schedule.update == "project":
         updated = local.total(batch.eta).project(updated, batch.x)
     if solution.slope is not None and batch.objective.fixed_pieces and isinstance(expansion, Expansion):
         batch.learn(expansion.piece, solution.slope)

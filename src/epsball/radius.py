@@ -58,7 +58,7 @@ class Radius:
         rate: float,
     ) -> None:
         """Move the radius after a linearisation at x + η with this value (B,) and gradient (B, *S) of the gain."""
-        size = constraint.size(eta).to(value.dtype)
+        size, unit = constraint.size(eta).to(value.dtype), constraint.unit
         self.offer(eta, size, success)
         known, rows = torch.where(self.value.isfinite(), self.value, 0.0), (~self.found).nonzero()[:, 0]
         reach = known.clone()
@@ -72,6 +72,8 @@ class Radius:
             # Where the box falls short, the distance is between the one without bounds and that to its corner.
             reach[rows] = onward.maximum(torch.where(within, inside, (onward * inside).sqrt()))
         rate += _LEAST
-        moved = torch.where(success, torch.minimum(self.value, self.size) * (1.0 - rate), self.value * (1.0 + rate))
+        onward = (self.value * (1.0 + rate)).maximum(self.value.floor() + unit if unit else self.value)
+        moved = torch.where(success, torch.minimum(self.value, self.size) * (1.0 - rate), onward)
         # Another point as large as the smallest success would be no gain.
-        self.value = torch.where(self.found, moved.minimum(self.size * (1.0 - 0.5 * rate)), reach.maximum(known))
+        moved = moved.minimum(self.size * (1.0 - 0.5 * rate)).minimum(self.size - unit)
+        self.value = torch.where(self.found, moved, reach.maximum(known + unit)).clamp_min(unit)

@@ -15,7 +15,7 @@ from epsball.objectives import Margin, Objective, Ranked
 from epsball.problem import Problem
 from epsball.result import AttackResult
 from epsball.sets.base import ConstraintSet
-from epsball.solvers import ShrinkingBall
+from epsball.solvers.shrinking import ShrinkingBall, rounding_of
 from epsball.tensors import expand
 
 __all__ = ["run"]
@@ -24,7 +24,9 @@ __all__ = ["run"]
 def run(attack: Parts, problem: Problem, started: float, *, shared: bool) -> AttackResult:
     """Make the attempts, keep the best of each sample, and certify it."""
     schedule, formulation = attack.schedule, attack.formulation
-    stops = not problem.transfers and (schedule.stop or ("success" if problem.classifies else "never")) == "success"
+    # Of a mean over random draws the first success is near the border, and fresh draws may undo it.
+    early = problem.classifies and not (problem.judge.randomised and formulation.budgeted)
+    stops = not problem.transfers and (schedule.stop or ("success" if early else "never")) == "success"
     constraint = attack.constraint.prepare(problem.x)
     # A minimal-norm attack's ε only limits what counts as a success: it must not pull points of a lattice back.
     pulls = formulation.budgeted or constraint.lattice is None
@@ -34,7 +36,7 @@ def run(attack: Parts, problem: Problem, started: float, *, shared: bool) -> Att
     # Dither may be automatic, and none for this objective: then a restart would repeat the first attempt.
     random = schedule.random_start or any(schedule.dithers(problem.classifies)) or not formulation.uses_model
     if formulation.follows:
-        _search(attack, problem, free, state, everyone, shared=shared)
+        _search(attack, problem, formulation.searched(free), state, everyone, shared=shared)
     elif schedule.restarts == 1 or not (random or isinstance(problem.objective, Ranked)):
         _one(attack, problem, free, state, everyone, 0, stops=stops, shared=shared)
     else:
@@ -79,7 +81,7 @@ def _search(
     active = everyone
     for number in range(attack.schedule.restarts):
         _one(attack, problem, constraint, state, active, number, stops=False, shared=shared)
-        active = active[state.size[active] > 0]
+        active = active[state.size[active] > constraint.unit]
         if len(active) == 0:
             return
     for _ in range(formulation.polish):
@@ -149,7 +151,9 @@ def _ranked(attack: Parts, problem: Problem, constraint: ConstraintSet, state: S
 
 
 def _polish(attack: Parts, problem: Problem, constraint: ConstraintSet, state: State, active: Tensor) -> Tensor:
-    """Try problem (8) linearised at the smallest successes, solved for the whole η; return who became smaller."""
+    """Try what the formulation proposes in place of the smallest successes; return who became smaller."""
+    if not isinstance(attack.formulation, ShrinkingBall):
+        return active[:0]
     active = active[state.size[active].isfinite()]
     if len(active) == 0:
         return active
@@ -157,13 +161,9 @@ def _polish(attack: Parts, problem: Problem, constraint: ConstraintSet, state: S
     objective: Objective = Margin("runner-up") if problem.classifies else batch.objective
     expansion = _linearised(problem, objective, batch, state)
     value, gradient = expansion.around(batch.eta).value[:, 0], expansion.gradient[:, 0]
-    # What rounding may hide of the scores is asked for on top, so that the boundary is crossed.
-    floor = 16.0 * torch.finfo(value.dtype).eps * (1.0 + expansion.outputs.flatten(1).abs().amax(1)).to(value.dtype)
-    whole = batch.constraint.smallest(gradient, floor - value, batch.x)
     best, size = batch.eta, state.size[active]
-    for share in (1.0, 0.5):
-        # Convex sets: on the way from one to the other no size is above the larger.
-        eta = batch.eta + share * (whole - batch.eta)
+    gap = rounding_of(expansion) - value
+    for eta in attack.formulation.polished(gradient, gap, batch.eta, batch.constraint, batch.x):
         placed = place(batch.x, eta, batch.constraint)
         if constraint.lattice is not None:
             eta = placed - batch.x

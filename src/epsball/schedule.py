@@ -24,12 +24,16 @@ class Schedule:
     a random point of the set.
     update: "accumulate" adds the steps (the sum of the shares is at most 1, so the triangle inequality keeps it in the
     ball: Algorithm 1); "project" projects onto the set after each step, of any size (Madry's PGD).
+    average: solve each problem over the whole set, from x, on a running average of the linearisations (dual averaging),
+    for sets without small steps such as "at most k groups"; step_size is then the weight of each linearisation,
+    "falling" from 0.4 to 0.05.
     stop: "success" leaves a sample at its first success and drops it from the batch, "never" takes all steps; by
-    default "success" for objectives that classify. A step that is dithered does not see the point it starts from, so
-    with dither at every step a success shows only at the end. restarts: attempts with new random draws, the best kept.
-    restart_steps: T of the attempts after the first, the same by default. keep: of an attempt's points the "last", or
-    the "best", the one with the largest gain (one more forward pass; no dither): then the last step solves the problem
-    over the whole set anew, from x instead of from the current point, so that affine models are solved exactly.
+    default "success" for objectives that classify, but for a budgeted attack on a mean over random draws. A step
+    that is dithered does not see the point it starts from, so with dither at every step a success shows only at the
+    end. restarts: attempts with new random draws, the best kept. restart_steps: T of the attempts after the first,
+    the same by default. keep: of an attempt's points the "last", or the "best", the one with the largest gain (one
+    more forward pass; no dither): then the last step solves the problem over the whole set anew, from x instead of
+    from the current point, so that affine models are solved exactly.
     """
 
     steps: int = 1
@@ -41,6 +45,7 @@ class Schedule:
     restarts: int = 1
     restart_steps: int | None = None
     keep: Literal["last", "best"] = "last"
+    average: bool = False
 
     def __post_init__(self) -> None:
         """Refuse schedules that cannot be run or that would leave the ball."""
@@ -56,6 +61,10 @@ class Schedule:
             raise InputError(f'expected keep as "last" or "best", got {self.keep!r}.')
         if self.keep == "best" and (self.update != "project" or any(self.dithers(True))):
             raise InputError('expected keep="best" with update="project" and without dither; leave keep out.')
+        if self.average and (self.update != "project" or any(self.dithers(True)) or self.keep == "best"):
+            raise InputError(
+                'expected update="project" without dither and keep with average=True, whose steps are whole.'
+            )
         for steps in (self.steps, self.length(1)):
             self._check_sizes(steps)
 
@@ -63,6 +72,8 @@ class Schedule:
         """Refuse sizes that do not fit an attempt of so many steps."""
         sizes = self.shares(steps)
         self.dithers(steps=steps)  # refuses what they cannot be
+        if self.average and max(sizes) > 1.0:
+            raise InputError(f"expected step_size <= 1 with average=True, a weight, got {max(sizes):g}.")
         if self.update == "accumulate" and math.fsum(sizes) > 1.0 + 1e-9:
             raise InputError(
                 f"expected step sizes that add up to at most 1 (they are shares of eps), got {math.fsum(sizes):g}; "
@@ -78,6 +89,8 @@ class Schedule:
     def shares(self, steps: int | None = None) -> tuple[float, ...]:
         """Return the share of ε of each step of an attempt of so many steps, by default the first."""
         count = self.steps if steps is None else steps
+        if self.step_size == "falling" and self.average:
+            return tuple(0.4 - 0.35 * step / count for step in range(count))
         if self.step_size == "falling":
             return tuple(2.0 * (1.0 - step / count) ** 2 for step in range(count))
         size = 1.0 / count if self.step_size is None else self.step_size

@@ -20,7 +20,7 @@ from epsball.validation import check_count
 __all__ = ["recipe"]
 
 # What every recipe takes, and what other libraries call it.
-_COMMON = ("p", "eps", "steps", "bounds", "weights", "lattice", "groups", "k", "restarts", "stop")
+_COMMON = ("p", "eps", "steps", "bounds", "weights", "lattice", "groups", "k", "prepare", "restarts", "stop")
 _ELSEWHERE = {
     "p": ("norm", "ord", "order"),
     "eps": ("epsilon", "epsilons", "radius", "budget", "max_norm"),
@@ -40,10 +40,11 @@ def recipe(
     bounds: tuple[float | Tensor, float | Tensor] | None = None,
     weights: Tensor | None = None,
     lattice: int | None = None,
-    groups: Partition | Tensor | Sequence[Sequence[int]] | None = None,
-    k: int = 1,
+    groups: Partition | Tensor | Sequence[Sequence[int]] | str | None = None,
+    k: int | None = None,
     restarts: int = 1,
     stop: str | None = None,
+    prepare: str | None = None,
     **options: Any,
 ) -> Attack:
     """Compose the attack of a catalogue row over a set.
@@ -52,12 +53,15 @@ def recipe(
     inf by default (the random baselines fix it). eps: the budget in units of x; not needed by minimal-norm recipes,
     where it only limits what counts as a success. steps: T, where the name does not say it. bounds: the valid input
     range or None. weights, lattice: of `LpBall` or `Groups`. groups, k: of `Groups`, for group recipes; by default one
-    pixel, of flat samples (B, M) one entry; "linear-pixel-T" changes k new groups a step. restarts and stop: as in
-    `Schedule`. options: what the row lists, such as label= for "targeted", surrogates= for "ensemble", dither= (a share
-    of eps) for "alg1-T", memory= (GB) for the quadratic ones, passes= for "best" and "nearest".
+    pixel, of flat samples (B, M) one entry; "linear-pixel-T" changes k new groups a step, and "nearest" with groups
+    finds the fewest that fool the model, each entry within eps. restarts and stop: as in
+    `Schedule`. prepare: as in `Attack`. options: what the row lists, such as label= for "targeted", surrogates= for
+    "ensemble", dither= (a share of eps) for "alg1-T", memory= (GB) for the quadratic ones, passes= for "best" and
+    "nearest".
     Raises InputError for an unknown name or an option the row does not have.
     """
     row, named = find(name)
+    row = row.over(groups)
     _check_options(name, row, options)
     if named is not None and steps is not None and steps != named:
         raise InputError(f"expected steps={named} as the name {name!r} says, got {steps}; give one of the two.")
@@ -83,14 +87,22 @@ def recipe(
         changes["dither"] = options["dither"]
     model = {name: options[name] for name in ("memory", "products") if name in options}
     return Attack(
-        constraint=_constraint(
-            row, p, eps, bounds, weights, lattice, groups, k * count if row.family == "groups" else k
-        ),
+        constraint=_constraint(row, p, eps, bounds, weights, lattice, groups, _number(name, row, k, count)),
         objective=objective,
         local_model=replace(row.local_model, **model) if model else row.local_model,
         formulation=row.formulation,
         schedule=replace(schedule, **changes),
+        prepare=prepare,
     )
+
+
+def _number(name: str, row: Recipe, k: int | None, steps: int) -> int | None:
+    """Return how many groups may change in all, None where that is what is made small."""
+    if not row.formulation.follows:
+        return (1 if k is None else k) * (steps if row.family == "groups" else 1)
+    if row.family == "groups" and k is not None:
+        raise InputError(f"{name!r} finds the fewest groups, got k={k!r}; leave k out.")
+    return None
 
 
 def _passes(name: str, row: Recipe, steps: int | None, restarts: int, options: dict[str, Any]) -> int:
@@ -134,8 +146,8 @@ def _constraint(
     bounds: tuple[float | Tensor, float | Tensor] | None,
     weights: Tensor | None,
     lattice: int | None,
-    groups: Partition | Tensor | Sequence[Sequence[int]] | None,
-    k: int,
+    groups: Partition | Tensor | Sequence[Sequence[int]] | str | None,
+    k: int | None,
 ) -> ConstraintSet:
     budget = math.inf if eps is None else eps
     if row.family == "groups":
@@ -144,6 +156,8 @@ def _constraint(
         chosen = pixels_or_entries() if groups is None else groups
         return Groups(chosen, k=k, eps=budget, bounds=bounds, weights=weights, lattice=lattice)
     if groups is not None:
-        raise InputError(f"{row.name!r} is no group recipe; leave groups out or use one whose name contains 'pixel'.")
+        raise InputError(
+            f"{row.name!r} is no group recipe; leave groups out, or use 'nearest' or one whose name contains 'pixel'."
+        )
     order = row.order if row.order is not None else math.inf if p is None else p
     return LpBall(p=order, eps=budget, bounds=bounds, weights=weights, lattice=lattice)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from epsball.local_models import Linear, LocalModel
@@ -35,6 +35,7 @@ class Recipe:
     formulation: Formulation = field(default_factory=NormConstrained)
     local_model: LocalModel = field(default_factory=Linear)
     family: str = "ball"  # or "groups"
+    over_groups: tuple[Callable[[int], Schedule], Formulation] | None = None  # of a "ball" recipe that takes groups too
     order: float | None = None  # the norm order p, where the recipe fixes it
     options: tuple[str, ...] = ()
     iterative: bool = True
@@ -43,7 +44,14 @@ class Recipe:
     @property
     def needs_eps(self) -> bool:
         """Whether a budget must be given."""
-        return self.formulation.budgeted
+        return self.formulation.budgeted and not self.formulation.follows
+
+    def over(self, groups: object) -> Recipe:
+        """Return the row over these groups: of a "ball" recipe that takes groups too, what it does there."""
+        if groups is None or self.over_groups is None:
+            return self
+        schedule, formulation = self.over_groups
+        return replace(self, family="groups", schedule=schedule, sparse=None, formulation=formulation)
 
     @property
     def pattern(self) -> re.Pattern[str]:

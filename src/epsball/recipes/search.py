@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 from epsball.objectives import CrossEntropy, Margin, Ranked
 from epsball.recipes.row import Recipe
 from epsball.schedule import Schedule
-from epsball.solvers import ShrinkingBall
+from epsball.solvers import FewestGroups, ShrinkingBall
 
 __all__ = ["SEARCH"]
 
@@ -43,6 +44,11 @@ def _spend(passes: int, *, sparse: bool = False, nearest: bool = False) -> Sched
     )
 
 
+def _spend_on_groups(passes: int) -> Schedule:
+    """Divide the passes in the same way, with steps over the whole set on an average of the linearisations."""
+    return replace(_spend(passes, nearest=True), average=True)
+
+
 SEARCH = (
     Recipe(
         "best",
@@ -63,6 +69,7 @@ SEARCH = (
         steps=100,
         sparse=partial(_spend, sparse=True, nearest=True),
         formulation=ShrinkingBall(),
+        over_groups=(_spend_on_groups, FewestGroups()),
         options=("passes", "classes"),
     ),
 )

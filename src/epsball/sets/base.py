@@ -33,6 +33,8 @@ class ConstraintSet(ABC):
 
     #: Whether a convex combination of two of its points lies in the set.
     convex: ClassVar[bool] = True
+    #: The least difference of two sizes: 1 where the size is a count.
+    unit: ClassVar[float] = 0.0
     # Fields of the concrete sets, which are frozen dataclasses and order them as their callers expect.
     eps: float | Tensor
     bounds: Bounds | None

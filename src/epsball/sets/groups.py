@@ -30,17 +30,18 @@ class Groups(ConstraintSet):
     """C(x) = {η : ‖η‖_0,S ≤ k, ‖η / w‖_∞ ≤ ε, lo ≤ x + η ≤ hi}, at most k groups of the partition S.
 
     groups: `eb.pixels(channel_dim=1)`, `eb.patches(size)`, `eb.channels()`, a tensor of group numbers of the shape of
-    one sample, or lists of entry numbers. weights: w ≥ 0 of the shape of one sample, 1 by default; an entry of weight 0
-    is frozen. lattice: as in `LpBall`. The set is not convex, but its linear problem is exact for every k: the k groups
-    with the largest sum of |g_i| min(ε w_i, c_i), each entry at its end. So is the Euclidean projection.
+    one sample, or lists of entry numbers. k: None for any number of them. weights: w ≥ 0 of the shape of
+    one sample, 1 by default; an entry of weight 0 is frozen. lattice: as in `LpBall`. The set is not convex, but its
+    linear problem is exact for every k: the k groups with the largest sum of |g_i| min(ε w_i, c_i), each entry at its
+    end. So is the Euclidean projection.
 
     Source: equations (22) and (23) of Balda, Behboodi, Mathar (2018), extended to k groups and bounds.
     """
 
     convex: ClassVar[bool] = False
 
-    groups: Partition | Tensor | Sequence[Sequence[int]]
-    k: int = 1
+    groups: Partition | Tensor | Sequence[Sequence[int]] | str
+    k: int | None = 1
     eps: float | Tensor = math.inf
     bounds: tuple[float | Tensor, float | Tensor] | None = None
     used: Tensor | None = field(default=None, repr=False)  # (B, number of groups) bool: may not change any more
@@ -52,7 +53,8 @@ class Groups(ConstraintSet):
         """Refuse k < 1, negative weights, and groups that overlap or leave entries out."""
         super().__post_init__()
         check_weights(self.weights)
-        check_count("k", self.k)
+        if self.k is not None:
+            check_count("k", self.k)
         object.__setattr__(self, "groups", as_partition(self.groups))
 
     def lmo(self, g: Tensor, x: Tensor) -> Tensor:
@@ -60,10 +62,7 @@ class Groups(ConstraintSet):
 
         Of equal groups the first; zero where g is zero. Groups marked as used do not change.
         """
-        reach = torch.minimum(self.radius(x), self.capacity(g, x))
-        reach = torch.where(g == 0, 0.0, reach)
-        if not reach.isfinite().all():
-            raise InputError("expected a finite eps for groups without bounds, got eps=inf; give eps.")
+        reach = self._reach(g, x)
         return g.sign() * reach * self._best(g.abs() * reach)
 
     def project(self, eta: Tensor, x: Tensor) -> Tensor:
@@ -95,12 +94,23 @@ class Groups(ConstraintSet):
             middle = 0.5 * (low + high)
             if bool(((middle <= low) | (middle >= high)).all()):
                 break
-            value = self._sums(weight * torch.minimum(limit, expand(middle, x)))
+            value = self.sums(weight * torch.minimum(limit, expand(middle, x)))
             enough = self._top(value)[0].sum(1) >= gap
             high, low = torch.where(enough, middle, high), torch.where(enough, low, middle)
         chosen = self._best(weight * torch.minimum(limit, expand(high, x)))
         t = fill_gap((weight * chosen).flatten(1), cap.flatten(1), gap, math.inf).view_as(x)
         return g.sign() * t * w
+
+    def fewest(self, g: Tensor, gap: Tensor, x: Tensor) -> Tensor:
+        """Solve min ‖η‖_0,S subject to ⟨g, η⟩ ≥ gap, |η| ≤ ε w and the bounds, whatever k is; (B, *S), exact.
+
+        The groups by what each can gain, the most first, up to the gap; each entry of them at its end. Zero where
+        gap ≤ 0; where all groups together fall short, all that gain anything: compare ⟨g, η⟩ with gap to know.
+        """
+        free = replace(self, k=None)
+        gained = free._top(self.sums(g.abs() * self._reach(g, x)))[0].cumsum(1)
+        count = 1 + (gained < gap[:, None]).sum(1)
+        return replace(free, left=torch.where(gap > 0, count, 0)).lmo(g, x)
 
     def snapped(self, x: Tensor, eta: Tensor) -> Tensor:
         """Return a point of the lattice near x + η whose perturbation is in the set: groups at zero stay; (B, *S)."""
@@ -114,11 +124,16 @@ class Groups(ConstraintSet):
 
     def count(self, eta: Tensor) -> Tensor:
         """Compute ‖η‖_0,S, the number of groups that changed; (B,) int64."""
-        return self._changed(eta).sum(1)
+        return self.changed(eta).sum(1)
+
+    def changed(self, eta: Tensor) -> Tensor:
+        """Tell which groups changed, (B, number of groups) bool."""
+        return self.sums((eta != 0).to(eta.dtype)) > 0
 
     def contains(self, eta: Tensor, x: Tensor, tol: float | None = None) -> Tensor:
         """Tell for each sample whether at most k groups changed, by at most ε w, inside the bounds; (B,) bool."""
-        return super().contains(eta, x, tol) & (self.count(eta) <= self.k)
+        inside = super().contains(eta, x, tol)
+        return inside if self.k is None else inside & (self.count(eta) <= self.k)
 
     def sample(self, x: Tensor, generators: Generators, *, boundary: bool = False) -> Tensor:
         """Draw k random groups and in each entry a uniform step, or with `boundary` a fair coin ±ε w; (B, *S).
@@ -131,7 +146,7 @@ class Groups(ConstraintSet):
         number = self._number(x)
         order = streams.fork(0).uniform((number,), x.dtype)
         if self.weights is not None:
-            order = torch.where(self._changed(weights_of(self.weights, x)), order, -1.0)
+            order = torch.where(self.changed(weights_of(self.weights, x)), order, -1.0)
         unit = streams.fork(1).coin(x.shape[1:], x.dtype)
         if not boundary:
             unit = 2.0 * streams.fork(1).uniform(x.shape[1:], x.dtype) - 1.0
@@ -146,16 +161,18 @@ class Groups(ConstraintSet):
 
     def step(self, share: float, eta: Tensor) -> Groups:
         """Return the set of the next new groups at the full ε: those that changed are excluded, k holds for the sum."""
-        changed = self._changed(eta)
-        left = (self.k - changed.sum(1)).clamp_min(0)
-        return replace(self, k=max(1, math.ceil(self.k * share - 1e-9)), used=changed, left=left)
+        changed = self.changed(eta)
+        most = self._most(eta)
+        left = (most - changed.sum(1)).clamp_min(0)
+        return replace(self, k=max(1, math.ceil(most * share - 1e-9)), used=changed, left=left)
 
     def onward(self, eta: Tensor) -> Groups:
         """Return the set of further steps of any size: the groups that changed where they are k, new ones before."""
-        changed = self._changed(eta)
+        changed = self.changed(eta)
         count = changed.sum(1)
-        full = (count >= self.k)[:, None]
-        left = torch.where(full[:, 0], self.k, self.k - count)
+        most = self._most(eta)
+        full = (count >= most)[:, None]
+        left = torch.where(full[:, 0], most, most - count)
         return replace(self, used=torch.where(full, ~changed, changed), left=left)
 
     def take(self, index: Tensor) -> Groups:
@@ -171,8 +188,13 @@ class Groups(ConstraintSet):
 
     def remaining(self, x: Tensor) -> Tensor:
         """Return how many groups may change, (B,) int64."""
-        most = torch.full((len(x),), self.k, dtype=torch.int64, device=x.device)
+        most = torch.full((len(x),), self._most(x), dtype=torch.int64, device=x.device)
         return most if self.left is None else torch.minimum(most, self.left)
+
+    def sums(self, value: Tensor) -> Tensor:
+        """Add up the entries of each group: (B, *S) -> (B, number of groups)."""
+        sums = value.new_zeros(len(value), self._number(value))
+        return sums.index_add(1, self.ids(value), value.flatten(1))
 
     def ids(self, x: Tensor) -> Tensor:
         """Return the group number of each entry, (M,) int64."""
@@ -189,23 +211,24 @@ class Groups(ConstraintSet):
         w = weights_of(self.weights, x)
         return torch.where(w > 0, eps * w, 0.0)  # also for eps = inf
 
+    def _reach(self, g: Tensor, x: Tensor) -> Tensor:
+        """Return how far each entry can move in the direction of g's sign, 0 where g is zero; (B, *S)."""
+        reach = torch.where(g == 0, 0.0, torch.minimum(self.radius(x), self.capacity(g, x)))
+        if not reach.isfinite().all():
+            raise InputError("expected a finite eps for groups without bounds, got eps=inf; give eps.")
+        return reach
+
     def _number(self, x: Tensor) -> int:
         number = int(self.ids(x).max()) + 1
-        if self.k > number:
+        if self.k is not None and self.k > number:
             raise InputError(
                 f"expected k <= {number}, the number of groups, got k={self.k}; a group each entry is "
                 "groups=torch.arange(M).view(one sample's shape)."
             )
         return number
 
-    def _sums(self, value: Tensor) -> Tensor:
-        """Add up the entries of each group: (B, *S) -> (B, number of groups)."""
-        ids = self.ids(value)
-        sums = value.new_zeros(len(value), self._number(value))
-        return sums.index_add(1, ids, value.flatten(1))
-
-    def _changed(self, eta: Tensor) -> Tensor:
-        return self._sums((eta != 0).to(eta.dtype)) > 0
+    def _most(self, x: Tensor) -> int:
+        return self._number(x) if self.k is None else self.k
 
     def _top(self, score: Tensor) -> tuple[Tensor, Tensor]:
         """Return the k largest scores and their groups, the first of equals first, used groups last with score 0."""
@@ -219,7 +242,7 @@ class Groups(ConstraintSet):
 
     def _best(self, value: Tensor) -> Tensor:
         """Return 1 in the k groups with the largest sum of value, 0 elsewhere; (B, *S)."""
-        return self._mask(self._top(self._sums(value))[1], value)
+        return self._mask(self._top(self.sums(value))[1], value)
 
     def _mask(self, chosen: Tensor, x: Tensor) -> Tensor:
         member = x.new_zeros(len(x), self._number(x) + 1).scatter(1, chosen % (self._number(x) + 1), 1.0)

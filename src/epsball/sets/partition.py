@@ -92,10 +92,22 @@ def patches(size: int, channel_dim: int | None = 1) -> Partition:
     return Partition(f"patches({size}, channel_dim={channel_dim})", rule)
 
 
-def as_partition(groups: Partition | Tensor | Sequence[Sequence[int]]) -> Partition:
-    """Accept a partition, a tensor of group numbers of the sample's shape, or lists of flat entry numbers."""
+def _named(text: str) -> Partition:
+    """Read "pixels", "channels" or "patches:SIZE"."""
+    name, _, size = text.partition(":")
+    if name == "patches" and size.isdigit():
+        return patches(int(size))
+    if text in ("pixels", "channels"):
+        return pixels_or_entries() if text == "pixels" else channels()
+    raise InputError(f"expected groups as 'pixels', 'channels' or 'patches:SIZE' such as 'patches:4', got {text!r}.")
+
+
+def as_partition(groups: Partition | Tensor | Sequence[Sequence[int]] | str) -> Partition:
+    """Accept a partition, its name, a tensor of group numbers of the sample's shape, or lists of flat entry numbers."""
     if isinstance(groups, Partition):
         return groups
+    if isinstance(groups, str):
+        return _named(groups)
     if isinstance(groups, Tensor):
         if groups.dtype == torch.bool or groups.is_floating_point() or groups.is_complex() or groups.numel() == 0:
             raise InputError(

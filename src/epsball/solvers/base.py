@@ -47,6 +47,10 @@ class Formulation(ABC):
     #: How often the smallest success is polished by the minimal-norm problem.
     polish: int = 0
 
+    def searched(self, constraint: ConstraintSet) -> ConstraintSet:
+        """Return the set whose size a search makes small; the norm of a result is that size."""
+        return constraint
+
     @abstractmethod
     def solve(
         self,

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from epsball.errors import InputError
 from epsball.local_models import Expansion
 from epsball.sets.base import ConstraintSet
 from epsball.solvers.norm_constrained import NormConstrained
 from epsball.tensors import dot, expand
 
-__all__ = ["OVERSHOOT", "ShrinkingBall"]
+__all__ = ["OVERSHOOT", "ShrinkingBall", "rounding_of"]
 
 
 OVERSHOOT = 0.02  # what a boundary is asked to be crossed by, as a share of the gap: DeepFool's
@@ -38,6 +40,11 @@ class ShrinkingBall(NormConstrained):
     budgeted = False
     follows = True
 
+    def check(self, constraint: ConstraintSet, *, average: bool) -> None:
+        """Refuse a set that the search cannot use; average: whether the schedule averages its linearisations."""
+        if not constraint.convex:
+            raise InputError("expected a convex set for a search with a shrinking ball, such as eb.LpBall.")
+
     def rank(self, expansion: Expansion, constraint: ConstraintSet, x: Tensor) -> Tensor:
         """Order the pieces by the smallest perturbation that brings each to zero inside the bounds; (B, C)."""
         return self.smallest(expansion, constraint, x)[0]
@@ -58,3 +65,22 @@ class ShrinkingBall(NormConstrained):
             best, first = torch.where(expand(nearer, eta), eta, best), torch.minimum(size, first)
             sizes.append(size)
         return torch.stack(sizes, 1).argsort(dim=1, stable=True), best
+
+    def polished(
+        self, gradient: Tensor, gap: Tensor, eta: Tensor, constraint: ConstraintSet, x: Tensor
+    ) -> Iterator[Tensor]:
+        """Yield what is tried in place of a success η (B, *S): the solution of problem (8) there, and half way to it.
+
+        gap (B,): what the linear model there asks of ⟨gradient, η⟩.
+        """
+        whole = constraint.smallest(gradient, gap, x)
+        for share in (1.0, 0.5):
+            # Convex sets: on the way from one to the other no size is above the larger.
+            yield eta + share * (whole - eta)
+
+
+def rounding_of(expansion: Expansion) -> Tensor:
+    """Return what rounding may hide of the scores, (B,): asked for on top of a gap, so that the boundary is crossed."""
+    value = expansion.value
+    largest = expansion.outputs.flatten(1).abs().amax(1)
+    return 16.0 * torch.finfo(value.dtype).eps * (1.0 + largest).to(value.dtype)
