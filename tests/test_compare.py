@@ -101,7 +101,7 @@ def test_ratio_interval_at_its_ends() -> None:
     assert ratio_interval(np.zeros(0), np.zeros(0)) == pytest.approx((math.nan,) * 3, nan_ok=True)
     assert ratio_interval(one, 2 * one) == pytest.approx((1.0, math.nan, math.nan), nan_ok=True)
     assert ratio_interval(np.zeros(3), np.zeros(3)) == (0.0, 0.0, 0.0)
-    assert ratio_interval(np.zeros(3), np.ones(3))[0] == math.inf
+    assert ratio_interval(np.zeros(3), np.ones(3)) == (math.inf,) * 3
 
 
 # ---- runs made by hand
@@ -194,7 +194,12 @@ def test_gains_of_regression_models(tmp_path: Path) -> None:
     assert compare_runs(one, one).cells[0].difference == 0.0
     broken = gains.copy()
     broken[:3] = np.nan
-    assert compare_runs(regressor(tmp_path / "c", broken), two).cells[0].n == 57
+    for pair in ((regressor(tmp_path / "c", broken), two), (two, tmp_path / "c")):
+        with pytest.raises(InputError, match="3 of 60 samples"):
+            compare_runs(*pair)
+    unmoved = regressor(tmp_path / "d", np.zeros(60))
+    assert compare_runs(unmoved, two).fell  # infinitely more than nothing
+    assert not compare_runs(two, unmoved).fell
 
 
 def test_chance_alone_seldom_fails(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from torch.nn import functional
 import epsball as eb
 from epsball.errors import InputError
 from epsball.experiments.config import RunConfig
+from epsball.experiments.fingerprint import fingerprint
+from epsball.experiments.plan import prepare
 from epsball.experiments.runner import run
 
 
@@ -199,3 +201,21 @@ def test_an_attack_within_a_budget_does_not_stop_at_a_first_success():
     assert steps.backwards.tolist() == [7] * len(x)
     at_once = eb.recipe("pgd", eps=1.0, steps=7, stop="success")(eb.TargetModel(model, draws=3), x, labels(model, x))
     assert bool((at_once.backwards < 7).all())
+
+
+def test_only_what_is_brought_back_is_seeded(monkeypatch):
+    seeded = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    with eb.TargetModel(Noisy(), draws=2, seed=7), torch.no_grad():
+        first = torch.rand(1)
+    assert seeded == ([7] if torch.cuda.is_available() else [])
+    assert torch.equal(first, torch.rand(1, generator=torch.Generator().manual_seed(7)))
+
+
+def test_a_resumed_mean_keeps_its_batches(tmp_path):
+    plans = [
+        fingerprint(prepare(RunConfig("evaluate", "digits-fcnn", ("fgsm",), eps=(0.1,), batch_size=size, eot=eot)))
+        for size, eot in ((50, 1), (60, 1), (50, 3), (60, 3))
+    ]
+    assert plans[0] == plans[1]
+    assert plans[2] != plans[3]

@@ -671,3 +671,30 @@ def test_compiled_for_shrinking_batches_and_several_classes():
         torch.testing.assert_close(fast.norm, plain.norm, rtol=1e-2, atol=1e-4)
         judged(model, fast, target)
     assert fast.success.all()
+
+
+class Rounding(nn.Module):
+    """Scores of a rounded input; with the flag `straight` gradients pass the rounding as if it were not there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.LazyLinear(3))
+        self.straight = False
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rounded = (8 * x).round() / 8
+        return self.body(x + (rounded - x).detach() if self.straight else rounded)
+
+
+def test_a_copy_is_not_used_after_a_flag_changed_its_gradients() -> None:
+    torch.manual_seed(0)
+    model, x = Rounding().eval(), torch.rand(6, 1, 6, 6)
+    with torch.no_grad():
+        model(x)
+        target = model(x).argmax(1)
+    attack = eb.recipe("fgsm", eps=0.2, prepare="fold")
+    attack(model, x, target)
+    model.straight = True
+    fresh = eb.recipe("fgsm", eps=0.2)(model, x, target)
+    assert bool((fresh.perturbation != 0).any())
+    assert torch.allclose(attack(model, x, target).perturbed, fresh.perturbed, atol=1e-5)

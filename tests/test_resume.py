@@ -494,6 +494,8 @@ def test_a_signal_leaves_the_finished_shards_and_says_how_to_go_on(
     out, log = tmp_path / "r", tmp_path / "log"
 
     def slow_after_two_shards() -> None:
+        if name == "SIGHUP":
+            signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, and would stay so
         real = sharding.do
 
         def do(job: Any, rows: slice, work: Any) -> Any:
@@ -681,3 +683,18 @@ def test_the_time_left_is_that_of_what_this_run_has_to_do(monkeypatch: pytest.Mo
         bar._bar.refresh()
     assert "0:02:30" in stream.getvalue().split("\r")[-2]
     assert math.isclose(bar._bar.tasks[0].completed, 0.85)
+
+
+@pytest.mark.parametrize("name", [".unfinished", ".unfinished/files", ".unfinished/shards"])
+def test_a_link_in_place_of_unfinished_work_is_refused_and_nothing_behind_it_is_touched(
+    tmp_path: Path, name: str
+) -> None:
+    precious = tmp_path / "victim" / "files" / "precious"
+    precious.parent.mkdir(parents=True)
+    precious.write_text("here")
+    link = tmp_path / "r" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(tmp_path / "victim", target_is_directory=True)
+    with pytest.raises(InputError, match="symbolic link"):
+        run(RunConfig("evaluate", "digits-fcnn", ("fgsm",), eps=(0.1,), limit=10), tmp_path / "r", overwrite=True)
+    assert precious.read_text() == "here"

@@ -175,7 +175,7 @@ class Attack:
                     "expected a model without random draws for a quadratic local model, whose Jacobian is that of one "
                     f"function, got draws={judge.draws}; use a recipe with a linear one, such as 'linear-lp-10'."
                 )
-            surrogates = [stack.enter_context(TargetModel(m)) for m in objective.surrogates]
+            surrogates = [stack.enter_context(TargetModel(m, seed=seed)) for m in objective.surrogates]
             if len(x) == 0:
                 return [empty(x) for _ in attacks]
             problem = Problem(judge, surrogates, objective, x, target, Generators.of(seed, ids))

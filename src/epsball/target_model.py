@@ -24,7 +24,7 @@ class TargetModel:
     model: a torch.nn.Module or any callable. selector: a key or attribute name, an index, or a function of the output.
     draws: for a model that draws random numbers (dropout that stays on, noise, random crops) the outputs are the mean
     over so many forward passes, and gradients are the mean's: expectation over transformation (Athalye et al. 2018).
-    Memory and time grow with it, a pass counts as one. seed: of these draws.
+    Memory and time grow with it, a pass counts as one. seed: of these draws; an attack takes its own.
 
     As a context manager it puts every sub-module in eval mode and stops gradients of the parameters; on exit, also
     after an error, each one's own mode and flag return, and with draws the random numbers go on as if nothing had been
@@ -93,9 +93,12 @@ class TargetModel:
         for parameter in self._flags:
             parameter.requires_grad_(False)
         if self.randomised:
-            devices = {p.device for p in self.parameters() if p.device.type == "cuda"}
-            self._random.enter_context(torch.random.fork_rng(devices=list(devices)))
-            torch.manual_seed(self.seed)
+            # Not torch.manual_seed: it would also seed devices that are not brought back.
+            devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+            self._random.enter_context(torch.random.fork_rng(devices=devices))
+            torch.default_generator.manual_seed(self.seed)
+            if devices:
+                torch.cuda.manual_seed_all(self.seed)
         return self
 
     def __exit__(

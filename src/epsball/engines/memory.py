@@ -70,7 +70,7 @@ class Batches:
         if not self.reduced:
             warnings.warn(
                 f"out of memory in {name} with {count:,} samples at a time; going on with half as many, as often as it "
-                "takes. The results do not depend on it; the manifest says what was used.",
+                "takes. The results do not depend on it, but for the draws of --eot; the manifest says what was used.",
                 EpsballWarning,
                 stacklevel=2,
             )

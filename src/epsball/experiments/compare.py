@@ -110,6 +110,8 @@ def compare_runs(
             f"{runs[0].folder} and {runs[1].summary} in {runs[1].folder}; run both with the same --attacks, --p, --eps."
         )
     regression = runs[0].regression
+    if regression:
+        _refuse_broken(runs, parts)
     cells = [(_gains if regression else _ratios)(key, *pair) for key, *pair in parts]
     cells = [cell for cell in cells if cell.n]
     if not cells:
@@ -174,10 +176,21 @@ def _clean(first: Part, second: Part) -> Cell:
 
 
 def _gains(key: Key, first: Part, second: Part) -> Cell:
-    finite = np.isfinite(first.gain) & np.isfinite(second.gain)
-    a, b = first.gain[finite], second.gain[finite]
-    means = (float(a.mean()), float(b.mean())) if len(a) else (math.nan, math.nan)
+    a, b = first.gain, second.gain
+    means = float(a.mean()), float(b.mean())
     return Cell(*key, len(a), *means, *ratio_interval(a, b), sign_flip(b - a))
+
+
+def _refuse_broken(runs: Sequence[RunRows], parts: Sequence[tuple[Key, Part, Part]]) -> None:
+    """Refuse outputs that are not finite: without them a model that broke would look as robust as before."""
+    for place, run in enumerate(runs):
+        for (attack, _, eps), *pair in parts:
+            broken = int((~np.isfinite(pair[place].gain)).sum())
+            if broken:
+                raise InputError(
+                    f"expected finite gains, got {broken} of {len(pair[place].gain)} samples under {attack} at eps = "
+                    f"{eps:g} in {run.folder} whose output is not finite; look at these rows of its results.parquet."
+                )
 
 
 def _allow(cell: Cell, adjusted: float, tolerance: float) -> Cell:

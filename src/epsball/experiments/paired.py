@@ -61,8 +61,8 @@ def ratio_interval(
     """Bound how much larger the mean of `second` is than that of `first`, paired (n,): (mean₂ / mean₁ - 1, low, high).
 
     The logarithm of the ratio is taken as normal, with the variance of second/mean₂ - first/mean₁ over n (delta
-    method). One pair has no interval (nan, nan), and means that are not both positive have none either; equal samples
-    have the interval (0, 0).
+    method). One pair has no interval (nan, nan); equal samples have the interval (0, 0). A mean that rises above zero
+    from none is infinitely larger (inf, inf, inf), and one that does not is not compared (nan, nan, nan).
     """
     if not len(first):
         return math.nan, math.nan, math.nan
@@ -70,7 +70,7 @@ def ratio_interval(
     if np.array_equal(first, second):
         return 0.0, 0.0, 0.0
     if not (above > 0.0 and below > 0.0):
-        return (math.inf if above > 0.0 else math.nan), math.nan, math.nan
+        return (math.inf,) * 3 if above > 0.0 else (math.nan,) * 3
     ratio = above / below
     if len(first) < 2:
         return ratio - 1.0, math.nan, math.nan

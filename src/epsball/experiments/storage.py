@@ -81,7 +81,8 @@ class RunFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        kept = self.shards.count > 0 and self._replaces is None and not self._committed
+        replaced = self._replaces is not None and self._begun
+        kept = self.shards.count > 0 and not replaced and not self._committed
         if not kept:
             with suppress(OSError):  # what remains is nobody's
                 self.shards.remove()
@@ -127,6 +128,9 @@ class RunFolder:
     def _refuse(self) -> None:
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"expected an output folder, got the file {self.out}; choose another name.")
+        link = next((path for path in (self._hidden, self.path, self.shards.folder) if path.is_symlink()), None)
+        if link is not None:  # what it points to would be emptied
+            raise InputError(f"expected a folder of unfinished work, got the symbolic link {link}; remove it.")
         unfinished = self.shards.command
         if unfinished is not None and self._resume:
             return  # results beside unfinished work are those that it may replace, or its own, half moved

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from epsball.errors import EpsballWarning
-from epsball.prepare.compare import alike, compare, direction, passes
+from epsball.prepare.compare import compare, direction, passes
 from epsball.prepare.copies import Prepared, build, copyable
 from epsball.prepare.forms import AUTO, NoCopyError, parts
 from epsball.target_model import TargetModel
@@ -90,9 +90,11 @@ def _copy(known: _Known, model: TargetModel, form: tuple[str, ...], x: Tensor, b
     if found is not None:
         found = copy.copy(found)
         found.selector = model.selector
-        if alike(model, found, x[:2]):
+        try:  # what is no tensor of the model, such as a flag, may have changed
+            found.gap = compare(model, found, x, bounds)
             return found
-        known.copies.pop(form)
+        except NoCopyError:
+            known.copies.pop(form)
     try:
         found = build(model, form, x)
         found.gap = compare(model, found, x, bounds)

@@ -14,7 +14,7 @@ from epsball.randomness import Generators
 from epsball.target_model import TargetModel
 from epsball.tensors import flat
 
-__all__ = ["alike", "compare", "direction", "passes"]
+__all__ = ["compare", "direction", "passes"]
 
 _EQUAL = 1e-5, 1e-5  # of outputs and gradients in the type of x
 _ROUGH = 5e-2, 0.3  # in bfloat16
@@ -71,15 +71,6 @@ def compare(model: TargetModel, other: Prepared, x: Tensor, bounds: Bounds) -> f
     gap = min(gap, limit)
     rounds = x.is_cuda and (torch.backends.cudnn.allow_tf32 or torch.backends.cuda.matmul.allow_tf32)
     return max(gap, _TF32) if rounds else gap
-
-
-def alike(model: TargetModel, other: Prepared, x: Tensor) -> bool:
-    """Tell whether the outputs of a copy that was compared before still are the model's."""
-    with torch.no_grad(), _exact(x.device):
-        try:
-            return bool(_distance(model(x), other(x)).le(_limits(other)[0]).all())
-        except Exception:  # a copy may fail in any way; then it is made again
-            return False
 
 
 def _distance(a: Tensor, b: Tensor, *, each: bool = False) -> Tensor:

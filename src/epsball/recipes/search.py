@@ -20,16 +20,19 @@ _LEAST = 15  # steps of the others, below which longer ones gain more than furth
 _SPARSE = 400  # passes below which p = 1 takes one attempt: its steps move few entries, and it needs many
 
 
-def _spend(passes: int, *, sparse: bool = False, nearest: bool = False) -> Schedule:
+def _spend(
+    passes: int, *, sparse: bool = False, nearest: bool = False, share: float = _FIRST, least: int = _LEAST
+) -> Schedule:
     """Divide the passes into attempts with falling steps: one untargeted, then one a class.
 
     Where there is but one attempt, `best` ranks nothing, and `nearest` where it pays.
     """
     if nearest:
         passes = max(1, passes - _POLISHING)
-    first = int(_FIRST * passes)
+    first = int(share * passes)
     left = passes - _RANKING - first
-    others = left // max(_LEAST, int(1.6 * left**0.5)) if left > 0 and (passes >= _SPARSE or not sparse) else 0
+    several = passes >= (_SPARSE if sparse else _EARLY)
+    others = left // max(least, int(1.6 * left**0.5)) if several else 0
     if others:
         steps, restarts, length = first, 1 + others, left // others
     else:
@@ -46,7 +49,7 @@ def _spend(passes: int, *, sparse: bool = False, nearest: bool = False) -> Sched
 
 def _spend_on_groups(passes: int) -> Schedule:
     """Divide the passes in the same way, with steps over the whole set on an average of the linearisations."""
-    return replace(_spend(passes, nearest=True), average=True)
+    return replace(_spend(passes, nearest=True, share=0.3, least=11), average=True)
 
 
 SEARCH = (

@@ -175,7 +175,11 @@ def _interval(low: str, high: str) -> str:
 def _explained(record: Record) -> list[str]:
     """List the deviations above 30 % with what was tested to explain them."""
     lines = [
-        f"- {off.name} of {off.title} ({off.percent:+.0f} %): {off.explanation or 'no explanation was tested.'}"
+        textwrap.fill(
+            f"- {off.name} of {off.title} ({off.percent:+.0f} %): {off.explanation or 'no explanation was tested.'}",
+            118,
+            subsequent_indent="  ",
+        )
         for off in deviations(record)
         if off.is_large and off.percent is not None and not off.covered
     ]

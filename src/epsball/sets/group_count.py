@@ -64,8 +64,11 @@ class GroupCount(ConstraintSet):
         return self.within.contains(eta, x, tol) & (self.size(eta) <= self.eps_of(x))
 
     def sample(self, x: Tensor, generators: Generators, *, boundary: bool = False) -> Tensor:
-        """Draw as many random groups as may change, as `Groups` does; (B, *S)."""
-        return self._limited(x).sample(x, generators, boundary=boundary)
+        """Draw as many random groups as may change, as `Groups` does; (B, *S). Without a limit: across the range."""
+        down, up = self.room(x)
+        widest = torch.maximum(-down, up).flatten(1).amax(1)
+        finite = replace(self._limited(x), eps=torch.minimum(self.within.eps_of(x), widest))
+        return finite.sample(x, generators, boundary=boundary)
 
     def step(self, share: float, eta: Tensor) -> GroupCount:
         """Return the set of the next new groups: counts add up, limits of entries do not."""

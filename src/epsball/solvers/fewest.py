@@ -29,6 +29,7 @@ class FewestGroups(ShrinkingBall):
     Every local problem is solved exactly; the search is local, so what it finds is an upper bound of the number.
     """
 
+    rate: float = 0.1
     budgeted = True
 
     def check(self, constraint: ConstraintSet, *, average: bool) -> None:
