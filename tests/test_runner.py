@@ -19,6 +19,7 @@ from epsball.experiments import storage
 from epsball.experiments.archive import Archive
 from epsball.experiments.collect import spread_budgets
 from epsball.experiments.config import RunConfig
+from epsball.experiments.manifest import FORMULATIONS
 from epsball.experiments.runner import run
 from epsball.report import page
 
@@ -557,3 +558,10 @@ def test_the_configuration_survives_strict_json(bounds, p):
     again = RunConfig.from_dict(json.loads(json.dumps(made.to_dict(), allow_nan=False)))
     assert again == made
     assert hash(again) == hash(made)
+
+
+def test_every_recipe_has_a_formulation_that_people_know():
+    for row in eb.recipes():
+        assert type(row.formulation) in FORMULATIONS, row.name
+        if row.over_groups is not None:
+            assert type(row.over_groups[1]) in FORMULATIONS, row.name

@@ -18,7 +18,7 @@ from epsball.report.text import listed, norm_name, number
 
 __all__ = ["Part", "RunRows", "check_same_data", "settings_that_differ"]
 
-SETTINGS = ("bounds", "lattice", "groups", "k", "seed", "dtype")
+SETTINGS = ("bounds", "lattice", "groups", "k", "seed", "dtype", "eot")
 
 
 @dataclass(frozen=True, eq=False)

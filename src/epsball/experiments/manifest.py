@@ -19,11 +19,17 @@ from epsball.metrics import Robustness
 from epsball.metrics.intervals_student import student_interval
 from epsball.recipes import find
 from epsball.report.rows import count_ends
-from epsball.solvers import MinNorm, NormConstrained, RandomPoint
+from epsball.solvers import FewestGroups, Formulation, MinNorm, NormConstrained, RandomPoint, ShrinkingBall
 
 __all__ = ["manifest"]
 
-FORMULATIONS = {NormConstrained: "norm-constrained", MinNorm: "minimal-norm", RandomPoint: "random"}
+FORMULATIONS: dict[type[Formulation], str] = {
+    NormConstrained: "norm-constrained",
+    MinNorm: "minimal-norm",
+    ShrinkingBall: "minimal-norm",
+    FewestGroups: "minimal-norm",
+    RandomPoint: "random",
+}
 
 REFERENCES = {"data": "the true output", "input": "the input itself", "output": "what it is without one"}
 
