@@ -36,6 +36,7 @@ Limit = Annotated[
     int | None,
     typer.Option("--limit", "--samples", help="So many test images of each network; default: all, or 1,000."),
 ]
+BatchSize = Annotated[int | None, typer.Option(help="Samples at a time; default: what each network is fast with.")]
 Panels = Annotated[str, typer.Option(help="Which panels, as letters such as ab; default: all.")]
 Resume = Annotated[bool, typer.Option(help="Keep what an earlier run into the same folder has measured.")]
 
@@ -46,7 +47,7 @@ def _add(name: str, text: str) -> None:
         data_root: o.DataRoot = None,
         limit: Limit = None,
         seed: o.Seed = 0,
-        batch_size: o.BatchSize = 250,
+        batch_size: BatchSize = None,
         weights: Weights = None,
         panels: Panels = "",
         resume: Resume = False,

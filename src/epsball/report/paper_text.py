@@ -74,7 +74,8 @@ FIGURES = {
 NOTES = {
     "figure2": "Below an input stands its PSNR against the original, below an output its own against the reference: "
     "the original in (a) and (b), the network's output for the original in (c). The perturbation is drawn amplified.",
-    "figure3": "Bands are 95 % confidence intervals. bim and pgd (projected steps) are not in the paper's figure.",
+    "figure3": "Bands are 95 % confidence intervals. bim and pgd (projected steps) are not in the paper's figure; bim, "
+    "which all but repeats pgd-paper, is measured on the networks for MNIST only.",
     "figure4": "Bands are 95 % confidence intervals of the mean; the level line is the output PSNR without an attack. "
     "Methods marked * are not in the paper's figure. The input PSNR is that of the whole budget, of which several "
     "steps may use less. In (d) the output without an attack is the reference itself and has no PSNR; the rising line "

@@ -48,7 +48,7 @@ def _search(setting: Setting, key: str, network: str, eps: float) -> dict[str, A
     attack = recipe("alg1", p=math.inf, eps=eps)
     advance = setting.counter(f"searching images, panel ({key})", len(images))
     found: dict[int, dict[str, Any]] = {}
-    for rows in batches(len(images), setting.batch_size):
+    for rows in batches(len(images), loaded.batch_size):
         x, labels = images.x[rows], target[rows]
         result = attack(loaded.model, x, labels, seed=setting.seed, sample_id=images.ids[rows])
         for i in (result.success & (predict(loaded.model, x) == labels)).nonzero()[:, 0].tolist():

@@ -55,7 +55,7 @@ def figure3(setting: Setting) -> str:
             loaded = setting.classifier(name)
             curves: dict[str, FoolingCurve] = {}
             seconds: dict[str, float] = {}
-            for method in METHODS:
+            for method in filter(PAPER[name].shows, METHODS):
                 identity = {
                     **loaded.identity,
                     "what": "fooling curve",
@@ -98,7 +98,7 @@ def _measure(setting: Setting, loaded: Loaded, method: str, label: str, bounds: 
         PAPER[name].grid,
         seed=setting.seed,
         sample_id=images.ids,
-        batch_size=setting.batch_size,
+        batch_size=loaded.batch_size,
         nested=PAPER[name].nested,
         progress=setting.counter(f"{method} on {name}, {label}", len(images)),
     )

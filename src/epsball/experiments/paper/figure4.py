@@ -79,7 +79,7 @@ def _measure(setting: Setting, panel: RegressionPanel, name: str, loaded: Loaded
     advance = setting.counter(f"{name}, panel ({panel.key})", len(x))
     rows: list[list[Tensor]] = []
     started = time.perf_counter()
-    for part in batches(len(x), setting.batch_size):
+    for part in batches(len(x), loaded.batch_size):
         y = reference(panel, loaded.model, x[part])
         results = attack.over(loaded.model, x[part], y, eps=eps, seed=setting.seed, sample_id=ids[part])
         columns = [

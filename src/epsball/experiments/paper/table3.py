@@ -60,7 +60,7 @@ def _measure(setting: Setting, loaded: Loaded, label: str, bounds: Bounds) -> Pa
         images.labels,
         math.inf,
         bounds=bounds,
-        batch_size=setting.batch_size,
+        batch_size=loaded.batch_size,
         progress=setting.counter(f"{name}, {label}", len(images)),
     )
     count = len(images)
