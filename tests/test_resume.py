@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 import os
 import pickle
@@ -33,43 +32,22 @@ from torch import Tensor, nn
 from epsball import data, networks
 from epsball.cli import display
 from epsball.cli.app import app
-from epsball.engines.memory import Batches, out_of_memory
+from epsball.engines.memory import out_of_memory
 from epsball.errors import EpsballWarning, InputError
 from epsball.experiments import plan as planning
 from epsball.experiments import shard as sharding
 from epsball.experiments.config import RunConfig
+from epsball.experiments.engine import Local
 from epsball.experiments.lock import Lock
 from epsball.experiments.plan import prepare
 from epsball.experiments.runner import run
 from epsball.experiments.shard import do_shard
 from epsball.experiments.storage import NAMES
-from epsball.experiments.work import share
+from epsball.experiments.work import models_of, share
 from epsball.report import page
+from small_runs import COUNT, KINDS, SHARD, SHARDS, assert_same, config, contents
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="forks, signals and limits of POSIX")
-
-COUNT, SHARD = 10, 4  # three shards, the last one smaller
-SHARDS = 3
-EPS = (0.05, 0.1, 0.2)
-KINDS: dict[str, dict[str, Any]] = {
-    "attack": {"attacks": ("fgsm", "random-linf"), "eps": EPS},
-    "evaluate": {"attacks": ("deepfool",), "eps": ()},
-    "robustness": {"attacks": ("deepfool",), "eps": ()},
-    "regression": {
-        "command": "attack",
-        "model": "digits-autoencoder",
-        "attacks": ("linear-lp-2", "random-l2"),
-        "eps": (0.5, 1.0),
-        "p": 2.0,
-    },
-    "transfer": {"command": "evaluate", "attacks": ("fgsm",), "surrogates": ("digits-cnn",), "transfer": True},
-}
-
-
-def config(kind: str = "attack", **changes: Any) -> RunConfig:
-    base = {"command": kind, "model": "digits-fcnn", "eps": EPS, "limit": COUNT, "dtype": "float64", "seed": 3}
-    base |= {"batch_size": SHARD, "shard_size": SHARD}
-    return RunConfig(**(base | KINDS[kind] | changes))
 
 
 def plain_page(directory: Path) -> Path:
@@ -82,36 +60,6 @@ def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Leave the report out, which takes longer than such small attacks."""
     if "drawn" not in request.fixturenames:
         monkeypatch.setattr(page, "write_page", plain_page)
-
-
-def contents(directory: Path) -> dict[str, Any]:
-    """Everything that a run measured, but for the time it took."""
-    found: dict[str, Any] = {}
-    for name in ("results.parquet", "distances.parquet"):
-        if (directory / name).is_file():
-            with pq.ParquetFile(directory / name) as file:
-                table = file.read()
-            found |= {(name, key): table[key].to_numpy() for key in table.column_names if key != "seconds"}
-    for name in ("examples.npz", "perturbed.npz"):
-        if (directory / name).is_file():
-            with np.load(directory / name, allow_pickle=False) as arrays:
-                found |= {(name, key): arrays[key] for key in arrays.files}
-    found |= {
-        ("png", str(p.relative_to(directory))): np.array(p.read_bytes()) for p in (directory / "png").rglob("*.png")
-    }
-    manifest = json.loads((directory / "manifest.json").read_text())
-    for key in ("created", "seconds", "shards", "configuration", "command", "batch_size"):
-        manifest.pop(key)
-    return found | {("manifest.json", ""): np.array(json.dumps(manifest))}
-
-
-def assert_same(directory: Path, expected: dict[str, Any]) -> None:
-    assert not (directory / ".unfinished").exists()
-    found = contents(directory)
-    assert list(found) == list(expected)
-    for name, values in expected.items():
-        assert found[name].dtype == values.dtype, name
-        np.testing.assert_array_equal(found[name], values, err_msg=str(name))
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +150,8 @@ def test_pictures_survive_too(tmp_path: Path) -> None:
 
 
 def test_a_worker_elsewhere_could_do_a_shard(tmp_path: Path) -> None:
-    shared = share(prepare(config()), SHARD, Batches(SHARD))
+    plan = prepare(config())
+    shared = share(plan, models_of(plan), SHARD, Local(plan, models_of(plan)))
     sent = pickle.loads(pickle.dumps(shared))
     for name, each in (("here", shared), ("there", sent)):
         (tmp_path / name).mkdir()

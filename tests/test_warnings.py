@@ -196,3 +196,39 @@ def test_sound_gradients_are_not_warned_of(tmp_path):
     words = ("--model", "digits-cnn", "--limit", 200, "--attacks", "fgsm,pgd,alg1-10,random-linf", "--steps", 10)
     found, _, _ = evaluate(tmp_path / "run", *words, "--eps", "0.05,0.1,0.5")
     assert not [warning for warning in found if warning["kind"] != "eps-range"]
+
+
+SOFTMAX = """
+import torch
+
+class Sure(torch.nn.Module):
+    def __init__(self, last):
+        super().__init__()
+        self.layer, self.last = torch.nn.Linear(64, {outputs}), last
+    def forward(self, x):
+        return self.last(3 * self.layer(x.flatten(1)))
+
+def softmax():
+    return Sure(torch.nn.Softmax(1))
+
+def sigmoid():
+    return Sure(torch.nn.Sigmoid())
+
+def logits():
+    return Sure(torch.nn.Identity())
+"""
+
+
+@pytest.mark.filterwarnings("ignore:the model's outputs look like probabilities")
+@pytest.mark.parametrize(("last", "outputs", "warned"), [("softmax", 10, 1), ("sigmoid", 1, 1), ("logits", 10, 0)])
+def test_outputs_that_are_probabilities_are_warned_of_everywhere(tmp_path, last, outputs, warned):
+    (tmp_path / "m.py").write_text(SOFTMAX.format(outputs=outputs))
+    x = np.random.default_rng(0).random((40, 1, 8, 8), dtype=np.float32)
+    np.savez(tmp_path / "d.npz", x=x, y=np.arange(40) % (2 if outputs == 1 else 10))
+    words = ("--model", f"{tmp_path / 'm.py'}:{last}", "--data", tmp_path / "d.npz", "--attacks", "alg1", "--eps", 0.02)
+    found, terminal, page = evaluate(tmp_path / "run", *words)
+    found = [warning for warning in found if warning["kind"] == "probabilities"]
+    assert len(found) == warned
+    for warning in found:
+        assert warning["seen"][:30] in terminal
+        assert warning["next"] in page

@@ -18,7 +18,7 @@ from epsball.randomness import Generators
 from epsball.target_model import TargetModel, stacked
 from epsball.validation import check_model, check_scores
 
-__all__ = ["Problem"]
+__all__ = ["Problem", "look_like_probabilities"]
 
 _SOME = 8  # samples from which on a common sign is no accident
 
@@ -221,15 +221,20 @@ def _check_classifier(outputs: Tensor, target: Tensor | None, batch: int) -> Non
         )
 
 
-def _warn_of_probabilities(model: TargetModel, outputs: Tensor, x: Tensor) -> None:
-    """Warn of a model that ends in a softmax or a sigmoid, from its outputs (b, K) for the first samples."""
-    probabilities = bool(((outputs >= 0).all(1) & ((outputs.sum(1) - 1.0).abs() < 1e-4)).all())
+def look_like_probabilities(model: TargetModel, outputs: Tensor, x: Tensor) -> bool:
+    """Tell whether a model seems to end in a softmax or a sigmoid, from its outputs (b, K) for the first samples."""
+    if outputs.dim() != 2:
+        return False
     if outputs.shape[1] == 1 and bool(((outputs >= 0) & (outputs <= 1)).all()) and len(x) >= 8:
         # One logit may lie in [0, 1] by chance, many do not.
         with torch.no_grad():
             some = model(x[:32])
-        probabilities = bool(((some >= 0) & (some <= 1)).all())
-    if probabilities:
+        return bool(((some >= 0) & (some <= 1)).all())
+    return bool(((outputs >= 0).all(1) & ((outputs.sum(1) - 1.0).abs() < 1e-4)).all())
+
+
+def _warn_of_probabilities(model: TargetModel, outputs: Tensor, x: Tensor) -> None:
+    if look_like_probabilities(model, outputs, x):
         warnings.warn(
             "the model's outputs look like probabilities (softmax or sigmoid): attacks want logits, since saturated "
             "probabilities have no gradient and one probability is always above 0; leave that layer out of the model.",

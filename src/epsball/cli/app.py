@@ -99,6 +99,10 @@ def evaluate(
     skip_bad: o.SkipBad = False,
     eot: o.Eot = 1,
     prepare: o.Prepare = None,
+    engine: o.Engine = "local",
+    address: o.Address = None,
+    workers: o.Workers = None,
+    cpus: o.Cpus = 1,
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
 ) -> None:
@@ -147,6 +151,10 @@ def attack(
     skip_bad: o.SkipBad = False,
     eot: o.Eot = 1,
     prepare: o.Prepare = None,
+    engine: o.Engine = "local",
+    address: o.Address = None,
+    workers: o.Workers = None,
+    cpus: o.Cpus = 1,
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
 ) -> None:
@@ -183,6 +191,10 @@ def robustness(
     skip_bad: o.SkipBad = False,
     eot: o.Eot = 1,
     prepare: o.Prepare = None,
+    engine: o.Engine = "local",
+    address: o.Address = None,
+    workers: o.Workers = None,
+    cpus: o.Cpus = 1,
     overwrite: o.Overwrite = False,
     resume: o.Resume = False,
 ) -> None:

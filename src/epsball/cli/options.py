@@ -12,14 +12,17 @@ import typer
 from epsball.errors import InputError
 
 __all__ = [
+    "Address",
     "Attacks",
     "BatchSize",
     "Bounds",
     "ChannelOrder",
+    "Cpus",
     "Data",
     "DataRoot",
     "Device",
     "Dtype",
+    "Engine",
     "Eot",
     "Eps",
     "Groups",
@@ -48,6 +51,7 @@ __all__ = [
     "Task",
     "Transfer",
     "Weights",
+    "Workers",
     "XColumns",
     "YColumns",
     "fractions",
@@ -130,6 +134,12 @@ BatchSize = Annotated[int, _option("Samples at a time; results do not depend on 
 ShardSize = Annotated[
     int | None, _option("Samples after which what was measured is kept for --resume; default: 1,000, in whole batches.")
 ]
+Engine = Annotated[str, _option("Where the work is done: local, this process, or ray, a pool of workers.", "local|ray")]
+Address = Annotated[
+    str | None, _option("Ray: the cluster, such as auto or ray://HOST:10001; default: started here.", "ADDRESS")
+]
+Workers = Annotated[int | None, _option("Ray: so many workers; default: as many as there are CPUs or GPUs for.")]
+Cpus = Annotated[int, _option("Ray: threads of each worker; rows are those of a local run on as many.")]
 Save = Annotated[str | None, _option("Also write the perturbed images as files; with --lattice 255.", "png")]
 Seed = Annotated[int, _option("Seed of all random draws.")]
 Device = Annotated[str, _option("Where the network runs: cpu, cuda, ...")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -53,6 +53,11 @@ class Regression:
     quality: Tensor
     peak: float
 
+    def part(self, rows: slice) -> Regression:
+        """Return some of the samples, as tensors of their own."""
+        cut = {name: getattr(self, name)[rows].clone() for name in ("output", "error", "quality")}
+        return replace(self, **cut)
+
 
 @dataclass(frozen=True)
 class Work:
@@ -75,6 +80,18 @@ class Work:
     device: torch.device
     peak: float
     regression: Regression | None = None
+
+    def part(self, rows: slice) -> Work:
+        """Return some of the samples without the models, as tensors of their own, to be sent elsewhere."""
+        return replace(
+            self,
+            models={},
+            x=self.x[rows].clone(),
+            target=self.target[rows].clone(),
+            sample_id=self.sample_id[rows].clone(),
+            clean={name: found[rows].clone() for name, found in self.clean.items()},
+            regression=None if self.regression is None else self.regression.part(rows),
+        )
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -54,6 +54,11 @@ class Examples:
         firsts = fit[np.unique(labels[fit], return_index=True)[1]]
         order = np.concatenate([np.sort(firsts), np.setdiff1d(fit, firsts)])
         return cls(np.sort(order[:COUNT]), eps, kept)
+
+    def part(self, rows: slice) -> Examples:
+        """Return those among some samples, at their positions there."""
+        inside = (self.positions >= rows.start) & (self.positions < rows.stop)
+        return replace(self, positions=self.positions[inside] - rows.start)
 
     def of(self, outcome: Outcome) -> dict[str, Array]:
         """Return what an attack made of the examples in one batch, by name and attack."""

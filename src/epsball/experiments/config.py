@@ -13,7 +13,7 @@ from torch import Tensor
 from epsball.attack import Attack
 from epsball.errors import InputError
 from epsball.experiments.config_text import command_line, from_plain, plain
-from epsball.experiments.tasks import check_attack, check_target, check_task, partition
+from epsball.experiments.tasks import check_attack, check_engine, check_target, check_task, partition
 from epsball.local_models import Quadratic
 from epsball.metrics.fooling import check_grid
 from epsball.models import Output, OwnSpec, Preprocessing, read_size, spec_of
@@ -50,6 +50,8 @@ class RunConfig:
                  they find
     p            the norm order of all attacks: one whose norm is its own (random-l1: 1; random-l2: 2; random-linf and
                  group attacks: inf) is refused beside others
+    engine       "local", or "ray": a pool of `workers` actors, each with the models on `cpus` threads (or on a GPU, if
+                 the device is cuda), of the Ray at `address`; None: as many as fit, of one started on this machine
     eot          draws of a model that draws random numbers, over whose mean it is attacked and judged
     prepare      how a faster copy of the model is made for the passes, as in `Attack`
     steps        of every attack whose name and recipe leave it open; None: each recipe's own
@@ -107,6 +109,10 @@ class RunConfig:
     skip_bad: bool = False
     eot: int = 1
     prepare: str | None = None
+    engine: str = "local"
+    address: str | None = None
+    workers: int | None = None
+    cpus: int = 1
 
     def __post_init__(self) -> None:
         """Refuse names, numbers and combinations that cannot be run."""
@@ -121,6 +127,7 @@ class RunConfig:
         if self.output is not None:
             Output(self.output)
         check_target(self.target, self.regresses)
+        check_engine(self.engine, self.address, self.workers, self.cpus)
         if self.dtype not in DTYPES:
             raise InputError(f"expected dtype as {' or '.join(DTYPES)}, got {self.dtype!r}.")
         check_p(self.p)

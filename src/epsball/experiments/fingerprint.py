@@ -14,7 +14,7 @@ __all__ = ["fingerprint"]
 # How the samples are cut and where they and the weights come from decide nothing: their content does.
 _NOT = frozenset(
     {"batch_size", "shard_size", "save", "device", "data", "data_root", "weights", "limit", "skip_bad", "bounds"}
-    | {"x_columns", "y_columns", "target"}
+    | {"x_columns", "y_columns", "target", "engine", "address", "workers", "cpus"}
 )
 
 
@@ -24,7 +24,7 @@ def fingerprint(plan: Plan) -> dict[str, Any]:
     if plan.config.eot > 1:  # a batch shares its random draws
         configuration["batch_size"] = plan.config.batch_size
     device = plan.device.type
-    if device == "cuda":
+    if device == "cuda" and torch.cuda.is_available():
         device += f" ({torch.cuda.get_device_name(plan.device)})"
     return configuration | {
         "bounds": plan.bounds,

@@ -71,22 +71,28 @@ class Plan:
     device: torch.device
     peak: float
 
+    @property
+    def here(self) -> torch.device:
+        """Where the models of this process are: workers of Ray move theirs to `device` themselves."""
+        return _here(self.config, self.device)
+
 
 def prepare(config: RunConfig) -> Plan:
     """Read the data and the weights of a run and check that they fit each other; InputError if they do not."""
     spec = config.spec
     if not config.wraps:
         _check_surrogates(config, spec)
-    device, dtype = _device(config.device), getattr(torch, config.dtype)
+    device, dtype = _device(config), getattr(torch, config.dtype)
+    here = _here(config, device)
     if config.wraps:
-        model = _wrapped_model(config, device, dtype)
+        model = _wrapped_model(config, here, dtype)
     else:
-        model = _load_model(config.model, config.weights, device, dtype)
-    surrogates = tuple(_load_model(name, None, device, dtype) for name in config.surrogates)
+        model = _load_model(config.model, config.weights, here, dtype)
+    surrogates = tuple(_load_model(name, None, here, dtype) for name in config.surrogates)
     dataset, of = _load_data(config, spec.data)
     made = None
     if config.wraps:
-        spec = _tried(config, spec, model, dataset, device, dtype)
+        spec = _tried(config, spec, model, dataset, here, dtype)
         _check_surrogates(config, spec)
     else:
         dataset, made = _inputs(dataset, spec)
@@ -96,7 +102,7 @@ def prepare(config: RunConfig) -> Plan:
         target, reference = _reference(dataset, made, spec, config.target, x)
         if config.wraps and target is not None and target.dim() == 1:
             target = target[:, None]  # as the wrapped model returns one number a sample
-        _check_output(model, x, device, target, reference)
+        _check_output(model, x, here, target, reference)
     else:
         target = _labels(dataset, spec)
     bounds = dataset.bounds if config.bounds == "data" else config.bounds
@@ -122,6 +128,10 @@ def prepare(config: RunConfig) -> Plan:
         device=device,
         peak=value_range(x, dataset.bounds or bounds),
     )
+
+
+def _here(config: RunConfig, device: torch.device) -> torch.device:
+    return device if config.engine == "local" else torch.device("cpu")
 
 
 def _load_model(name: str, weights: str | None, device: torch.device, dtype: torch.dtype) -> LoadedModel:
@@ -282,10 +292,12 @@ def value_range(x: torch.Tensor, bounds: tuple[float, float] | None = None) -> f
     return hi - lo if hi > lo else 1.0
 
 
-def _device(name: str) -> torch.device:
+def _device(config: RunConfig) -> torch.device:
+    name = config.device
     try:
         device = torch.device(name)
-        torch.empty(0, device=device).cpu()  # refuses "meta", which holds no numbers
+        if config.engine == "local" or device.type not in ("cpu", "cuda"):  # workers may have GPUs where there is none
+            torch.empty(0, device=device).cpu()  # refuses "meta", which holds no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: built without CUDA
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"expected a device that can be used here, got {name!r} ({reason}); use 'cpu'.") from error

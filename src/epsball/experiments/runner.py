@@ -7,19 +7,18 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from epsball.data.optional import require
-from epsball.engines.memory import Batches
 from epsball.experiments.config import RunConfig
+from epsball.experiments.engine import engine_of
 from epsball.experiments.fingerprint import fingerprint
 from epsball.experiments.finish import finish
 from epsball.experiments.plan import prepare
-from epsball.experiments.shard import Shared, do_shard
+from epsball.experiments.shard import Shared
 from epsball.experiments.storage import RunFolder
-from epsball.experiments.work import share
+from epsball.experiments.work import models_of, share
 from epsball.metrics import Robustness
 
 __all__ = ["Progress", "RunResult", "run"]
@@ -73,19 +72,20 @@ def run(
         plan = prepare(config)
         started = time.perf_counter()
         size = folder.begin(fingerprint(plan), config.command, _size(config), len(plan.x))
-        batches = Batches(config.batch_size)
-        shared = share(plan, size, batches)
-        done, damaged = folder.shards.finished()
-        resumed, earlier = len(done), sum(facts["seconds"] for facts in done.values())
-        tally = _Tally(shared, progress, [shared.rows(number) for number in done])
-        for number in range(shared.count):
-            if number not in done:
-                make = partial(do_shard, shared, number, batches=batches, tick=tally)
+        models = models_of(plan)
+        with engine_of(plan, models) as engine:
+            shared = share(plan, models, size, engine)
+            done, damaged = folder.shards.finished()
+            resumed, earlier = len(done), sum(facts["seconds"] for facts in done.values())
+            tally = _Tally(shared, progress, [shared.rows(number) for number in done])
+            missing = [number for number in range(shared.count) if number not in done]
+            for number, make in engine.shards(shared, missing, tally):
                 done[number] = folder.shards.add(number, make)
+            said = engine.said()
 
-        said = {"shards": {"count": shared.count, "size": size, "resumed": resumed, "damaged": damaged}}
-        if reduced := _smallest([{"reduced": batches.reduced}, *done.values()]):
+        if reduced := _smallest([{"reduced": said.pop("reduced")}, *done.values()]):
             said["batch_size_reduced"] = reduced
+        said["shards"] = {"count": shared.count, "size": size, "resumed": resumed, "damaged": damaged}
         paths = [folder.shards.path(number) for number in range(shared.count)]
         seconds = earlier + time.perf_counter() - started
         content, measured = finish(plan, shared, paths, folder.path, said, seconds)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -58,7 +58,21 @@ class Shared:
 
     def cost(self) -> float:
         """Estimate the passes of one sample under all jobs."""
-        return sum(_cost(job, self.work) for job in self.jobs) + (0.0 if self.distance is None else _DISTANCE_COST)
+        return sum(cost for _, cost in self.costs())
+
+    def costs(self) -> list[tuple[str, float]]:
+        """Estimate the passes of one sample under each job."""
+        found = [(job.name, _cost(job, self.work)) for job in self.jobs]
+        return found if self.distance is None else [*found, (DISTANCE, _DISTANCE_COST)]
+
+    def part(self, number: int) -> Shared:
+        """Return what is needed of this for one shard, as its only one, without models and jobs."""
+        rows = self.rows(number)
+        return replace(self, work=self.work.part(rows), jobs=(), examples=self.examples.part(rows))
+
+    def completed(self, models: Mapping[str, Callable[[Tensor], Any]], jobs: tuple[Job, ...]) -> Shared:
+        """Return a part with models and jobs."""
+        return replace(self, work=replace(self.work, models=models), jobs=jobs)
 
 
 def do_shard(

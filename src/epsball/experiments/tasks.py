@@ -8,11 +8,22 @@ from epsball.errors import InputError
 from epsball.networks import NetworkSpec
 from epsball.recipes import find
 from epsball.sets import Partition, channels, patches, pixels
+from epsball.validation import check_count
 
-__all__ = ["TARGETS", "TASKS", "check_attack", "check_target", "check_task", "default_attacks", "partition"]
+__all__ = [
+    "TARGETS",
+    "TASKS",
+    "check_attack",
+    "check_engine",
+    "check_target",
+    "check_task",
+    "default_attacks",
+    "partition",
+]
 
 TASKS = ("classification", "regression")
 TARGETS = ("data", "input", "output")
+ENGINES = ("local", "ray")
 
 
 def default_attacks(task: str, p: float) -> tuple[str, ...]:
@@ -47,6 +58,20 @@ def check_target(target: str | None, regresses: bool) -> None:
     if target is not None and not regresses:
         raise InputError(
             f"expected no target for a classifier, whose reference is the class, got {target!r}; leave it out."
+        )
+
+
+def check_engine(engine: str, address: str | None, workers: int | None, cpus: int) -> None:
+    """Refuse an engine that does not exist, and what only Ray has of the other."""
+    if engine not in ENGINES:
+        raise InputError(f"expected engine as {' or '.join(map(repr, ENGINES))}, got {engine!r}.")
+    check_count("cpus", cpus)
+    if workers is not None:
+        check_count("workers", workers)
+    if engine == "local" and (address, workers, cpus) != (None, None, 1):
+        raise InputError(
+            f"expected --engine ray for address={address}, workers={workers}, cpus={cpus}, got the local engine, which "
+            "takes the threads of the environment variable OMP_NUM_THREADS."
         )
 
 

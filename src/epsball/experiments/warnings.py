@@ -7,19 +7,22 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from epsball.engines.local import STATUSES, Array, Chunk
 from epsball.errors import Status
 from epsball.experiments.masking import signs_of_masking
 from epsball.experiments.plan import Plan
+from epsball.problem import look_like_probabilities
 from epsball.sets import LpBall
+from epsball.target_model import TargetModel
 
 __all__ = ["warnings_of", "wrong_from_the_start"]
 
 
 def warnings_of(plan: Plan, chunks: Iterable[Chunk]) -> list[dict[str, str]]:
     """Return the warnings of a run: kind, what was seen, what it means, and what to do next."""
-    found = [_zero_gradients(plan, chunks), *signs_of_masking(plan, chunks), *_wide(plan)]
+    found = [_probabilities(plan), _zero_gradients(plan, chunks), *signs_of_masking(plan, chunks), *_wide(plan)]
     return [warning for warning in found if warning is not None]
 
 
@@ -29,6 +32,26 @@ def wrong_from_the_start(chunk: Chunk) -> Array:
     if "clean_prediction" not in columns:
         return np.zeros(len(columns["status"]), dtype=bool)
     return np.asarray(columns["clean_prediction"] != columns["target"])
+
+
+def _probabilities(plan: Plan) -> dict[str, str] | None:
+    """Warn of a classifier that returns probabilities."""
+    if plan.config.regresses:
+        return None
+    x = plan.x[:32].to(plan.here)
+    with TargetModel(plan.model.module) as model, torch.no_grad():
+        probable = look_like_probabilities(model, model(x), x)
+    if not probable:
+        return None
+    return {
+        "kind": "probabilities",
+        "seen": f"The outputs of {plan.config.model} look like probabilities: none is negative, and they add up to 1.",
+        "means": (
+            "Behind a softmax or a sigmoid the gradient of a sure answer is nearly zero, in float32 exactly zero, and "
+            "an attack that follows it stands still; that does not make the model robust."
+        ),
+        "next": "Let the model return its logits, what goes into that last layer: leave the layer out.",
+    }
 
 
 def _zero_gradients(plan: Plan, chunks: Iterable[Chunk]) -> dict[str, str] | None:

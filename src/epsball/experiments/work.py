@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from epsball.engines.local import Job, Regression, Work
-from epsball.engines.memory import Batches
 from epsball.experiments.collect import Examples, spread_budgets
+from epsball.experiments.engine import Engine, Models
 from epsball.experiments.plan import Plan, value_range
 from epsball.experiments.shard import Shared
 from epsball.metrics.fooling import predict
@@ -20,14 +19,12 @@ from epsball.metrics.psnr import psnr
 from epsball.metrics.regression import model_outputs, squared_error
 from epsball.target_model import TargetModel
 
-__all__ = ["share"]
-
-UNPERTURBED = "the model itself"
+__all__ = ["models_of", "share"]
 
 
-def share(plan: Plan, size: int, batches: Batches) -> Shared:
+def share(plan: Plan, models: Models, size: int, engine: Engine) -> Shared:
     """Put together what all shards share, cut into shards of `size` samples."""
-    config, work = plan.config, _gather(plan, batches)
+    config, work = plan.config, _gather(plan, models, engine)
     middle, largest = (work.eps[len(work.eps) // 2], work.eps[-1]) if work.eps else (math.inf, math.inf)
     return Shared(
         work=work,
@@ -54,14 +51,20 @@ def _jobs(plan: Plan, work: Work) -> Iterator[Job]:
             yield Job(config.transferred, attack, crafted, crafted, judges)
 
 
-def _gather(plan: Plan, batches: Batches) -> Work:
-    """Gather samples and models, with what every judge says of the samples as they are."""
+def models_of(plan: Plan) -> Models:
+    """Return the models under attack by name, the run's own first."""
     config = plan.config
-    models: dict[str, Callable[[Tensor], Any]] = {config.model: plan.model.module}
+    models = {config.model: plan.model.module}
     if config.transfer:
         models |= {surrogate.name: surrogate.module for surrogate in plan.surrogates}
-    if config.eot > 1:
-        models = {name: TargetModel(model, draws=config.eot, seed=config.seed) for name, model in models.items()}
+    if config.eot == 1:
+        return models
+    return {name: TargetModel(model, draws=config.eot, seed=config.seed) for name, model in models.items()}
+
+
+def _gather(plan: Plan, models: Models, engine: Engine) -> Work:
+    """Gather samples and models, with what every judge says of the samples as they are."""
+    config = plan.config
     # The distances of `robustness` come from one run without a limit.
     eps = () if config.command == "robustness" else config.eps
     shared: dict[str, Any] = {
@@ -75,15 +78,15 @@ def _gather(plan: Plan, batches: Batches) -> Work:
         "peak": plan.peak,
     }
     if config.regresses or plan.target is None:
-        target, regression = _regression(plan, models[config.model], batches)
+        target, regression = _regression(plan, engine)
         return Work(target=target, clean={}, regression=regression, **shared)
-    clean = {name: _each(plan, batches, partial(predict, model)) for name, model in models.items()}
+    clean = {name: engine.unperturbed(name, predict) for name in models}
     return Work(target=plan.target, clean=clean, **shared)
 
 
-def _regression(plan: Plan, model: Callable[[Tensor], Any], batches: Batches) -> tuple[Tensor, Regression]:
+def _regression(plan: Plan, engine: Engine) -> tuple[Tensor, Regression]:
     """Return the reference outputs, and how far the model is from them without a perturbation."""
-    output = _each(plan, batches, partial(model_outputs, model))
+    output = engine.unperturbed(plan.config.model, model_outputs)
     target = output if plan.target is None else plan.target
     # Images made of images, and outputs in the space of x, have its range; of others only the values are known.
     image = target.shape == plan.x.shape or plan.config.spec.maps is not None
@@ -96,15 +99,6 @@ def _regression(plan: Plan, model: Callable[[Tensor], Any], batches: Batches) ->
         peak=peak,
     )
     return target, found
-
-
-def _each(plan: Plan, batches: Batches, function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Compute a function of all samples, batch by batch on the device."""
-
-    def on(rows: slice) -> Tensor:
-        return function(plan.x[rows].to(plan.device)).cpu()
-
-    return torch.cat([found for _, found in batches.each(UNPERTURBED, slice(0, len(plan.x)), on)])
 
 
 def _choose_examples(plan: Plan, work: Work, eps: float) -> Examples:

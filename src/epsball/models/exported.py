@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from epsball.errors import InputError
 from epsball.models.fixed_batch import AnyBatch
 from epsball.models.pt2_archive import check_archive
 
-__all__ = ["load_exported"]
+__all__ = ["ExportedModel", "load_again", "load_exported"]
 
 
 def load_exported(path: Path, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
@@ -55,17 +56,37 @@ def load_exported(path: Path, device: torch.device) -> tuple[nn.Module, dict[str
     if size:
         known["fixed_batch"] = most
     sizes = [None if isinstance(n, torch.SymInt) else int(n) for n in shape[1:]]
-    return _Checked(AnyBatch(module, least, most), tuple(sizes), str(path)), known
+    return ExportedModel(AnyBatch(module, least, most), tuple(sizes), str(path), known["digest"]), known
 
 
-class _Checked(nn.Module):
-    """The program behind a check of the sizes it was exported for."""
+def load_again(raw: bytes, dtype: torch.dtype | None, device: torch.device) -> nn.Module:
+    """Return the module of `load_exported` from what `ExportedModel.parts` returned."""
+    with tempfile.TemporaryDirectory(prefix="epsball-") as folder:
+        path = Path(folder) / "model.pt2"
+        path.write_bytes(raw)
+        module, _ = load_exported(path, device)
+    for each in module.modules():
+        each.training = False  # eval() is refused by exported programs
+    return module.to(dtype=dtype)
 
-    def __init__(self, program: nn.Module, sizes: tuple[int | None, ...], path: str) -> None:
+
+class ExportedModel(nn.Module):
+    """The program behind a check of the sizes it was exported for; digest: of its file."""
+
+    def __init__(self, program: nn.Module, sizes: tuple[int | None, ...], path: str, digest: str) -> None:
         super().__init__()
-        self.program, self.sizes, self.path = program, sizes, path
+        self.program, self.sizes, self.path, self.digest = program, sizes, path, digest
+
+    def parts(self, device: torch.device) -> tuple[bytes, torch.dtype | None, torch.device]:
+        """Return what `load_again` makes it of on a device; InputError if the file has changed."""
+        raw = Path(self.path).read_bytes()
+        if hashlib.sha256(raw).hexdigest() != self.digest:
+            raise InputError(f"expected {self.path} as it was when it was loaded, got another file; start again.")
+        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
+        return raw, dtype, device
 
     def forward(self, x: Tensor) -> Any:
+        """Return the program's outputs for x (B, *S)."""
         fits = len(self.sizes) == x.dim() - 1 and all(
             n in (None, m) for n, m in zip(self.sizes, x.shape[1:], strict=True)
         )
