@@ -7,6 +7,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -204,6 +205,42 @@ def test_a_killed_driver_takes_its_ray_along_and_the_run_goes_on(tmp_path: Path)
     while subprocess.run(["pgrep", "-f", str(out)], capture_output=True, check=False).stdout:
         assert time.monotonic() < until, "something of the killed runs is left"
         time.sleep(0.5)
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def test_a_cluster_that_runs_already_is_used_and_left_running(tmp_path: Path) -> None:
+    run(config(), tmp_path / "local")
+    address = f"127.0.0.1:{free_port()}"
+    words = ["start", "--head", "--port", address.partition(":")[2], "--num-cpus", "2", "--block"]
+    words += ["--include-dashboard", "false", "--disable-usage-stats"]
+    with (tmp_path / "log").open("w") as log:
+        head = subprocess.Popen(
+            [sys.executable, "-m", "ray.scripts.scripts", *words], stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        until = time.monotonic() + 120
+        for out in ("first", "second"):  # the second finds it as the first did
+            while True:
+                done = subprocess.run(
+                    command(tmp_path / out, "--address", address), capture_output=True, text=True, check=False
+                )
+                if done.returncode == 0:
+                    break
+                assert time.monotonic() < until, done.stderr  # it takes a while to start
+                time.sleep(1.0)
+            same(tmp_path / out, contents(tmp_path / "local"))
+        assert head.poll() is None
+    finally:
+        os.killpg(head.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            head.wait(30)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(head.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize(

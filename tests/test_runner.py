@@ -292,6 +292,17 @@ def test_without_eps_the_grid_comes_from_the_distances_and_rows_are_those_of_a_r
     assert not own["success"][correct & (own["eps"] == 0)].any()
 
 
+def test_another_split_is_attacked_where_it_is_asked_for(tmp_path):
+    result = bare_run(config(attacks=("fgsm",), split="train"), tmp_path / "r")
+    train = data.load("digits", split="train", limit=COUNT)
+    assert result.manifest["data"]["split"] == "train"
+    assert "--split train" in result.manifest["command"]
+    assert set(columns(result.directory)["sample_id"].tolist()) == set(train.ids.tolist())
+    assert not set(train.ids.tolist()) & set(data.load("digits", limit=COUNT).ids.tolist())
+    with pytest.raises(eb.InputError, match="split must be 'train' or 'test', got 'validation'"):
+        bare_run(config(attacks=("fgsm",), split="validation"), tmp_path / "other")
+
+
 @pytest.mark.parametrize(("p", "bounds"), [(2.0, None), (1.5, "data")])
 def test_robustness_is_that_of_the_library(tmp_path, p, bounds):
     result = bare_run(config(command="robustness", attacks=("deepfool",), eps=(), p=p, bounds=bounds), tmp_path / "r")

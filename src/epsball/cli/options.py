@@ -44,6 +44,7 @@ __all__ = [
     "ShardSize",
     "SkipBad",
     "SomeAttacks",
+    "Split",
     "Std",
     "Steps",
     "Surrogates",
@@ -111,6 +112,7 @@ SkipBad = Annotated[
     typer.Option("--skip-bad", help="Leave out samples that cannot be read, and list them in the manifest."),
 ]
 DataRoot = Annotated[str | None, _option("Folder of the data sets; default: EPSBALL_DATA, else the cache.", "DIR")]
+Split = Annotated[str, _option("Which part of the data: test, train, or another that the set has.")]
 Attacks = Annotated[str, _option("Attacks, separated by commas; `epsball list attacks` names them.", "A,B")]
 SomeAttacks = Annotated[
     str | None,

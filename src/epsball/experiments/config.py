@@ -42,8 +42,8 @@ class RunConfig:
     command      "evaluate", "attack", "robustness" or "demo"
     model        a network of the catalogue, or one's own as in `models.load_model`; weights: a file, None for those
                  that come with epsball or with the model
-    data         a data set of the catalogue, a path, a URL or Python code, None for the network's own; data_root,
-                 limit, skip_bad, x_columns, y_columns: as in `data.load`
+    data         a data set of the catalogue, a path, a URL or Python code, None for the network's own; split,
+                 data_root, limit, skip_bad, x_columns, y_columns: as in `data.load`
     attacks      names of the catalogue, in the order of the tables
     shard_size   samples after which what was measured is kept for `resume`; None: 1,000, in whole batches
     eps          increasing budgets; may be left empty where every attack is minimal-norm: then the grid comes from what
@@ -83,6 +83,7 @@ class RunConfig:
     passes: int | None = None
     bounds: tuple[float, float] | Literal["data"] | None = "data"
     data: str | None = None
+    split: str = "test"
     weights: str | None = None
     data_root: str | None = None
     limit: int | None = None

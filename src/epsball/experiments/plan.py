@@ -211,11 +211,12 @@ def _load_data(config: RunConfig, default: str) -> tuple[Dataset, int | None]:
     if name in datasets.names():
         if config.x_columns or config.y_columns:
             raise InputError(f"expected a Parquet file for x_columns and y_columns, got {name!r}; leave them out.")
-        whole = datasets.load(name, data_root=config.data_root)
+        whole = datasets.load(name, split=config.split, data_root=config.data_root)
         return (whole if config.limit is None else whole.head(config.limit)), len(whole)
     # Samples of a folder or a table are read one by one: not more of them than asked for.
     found = datasets.load(
         name,
+        split=config.split,
         data_root=config.data_root,
         limit=config.limit,
         skip_bad=config.skip_bad,

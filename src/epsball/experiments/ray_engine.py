@@ -244,8 +244,14 @@ def _connect(ray: Any, address: str | None) -> None:
     """Connect to a cluster, or start Ray on this machine; signals are left as they were."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    there = address or os.environ.get("RAY_ADDRESS")
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if there is None:
+        options["include_dashboard"] = False
+    elif there.startswith("ray://"):  # Ray's client knows no options of a process on the cluster
+        options = {}
     try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+        ray.init(address=address, **options)
     except (ConnectionError, ValueError, RuntimeError, OSError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(

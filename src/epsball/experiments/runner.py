@@ -73,6 +73,8 @@ def run(
         started = time.perf_counter()
         size = folder.begin(fingerprint(plan), config.command, _size(config), len(plan.x))
         models = models_of(plan)
+        if progress is not None and config.engine != "local":
+            progress("starting workers", 0, len(plan.x))
         with engine_of(plan, models) as engine:
             shared = share(plan, models, size, engine)
             done, damaged = folder.shards.finished()
