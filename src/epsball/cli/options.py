@@ -138,7 +138,7 @@ ShardSize = Annotated[
 ]
 Engine = Annotated[str, _option("Where the work is done: local, this process, or ray, a pool of workers.", "local|ray")]
 Address = Annotated[
-    str | None, _option("Ray: the cluster, such as auto or ray://HOST:10001; default: started here.", "ADDRESS")
+    str | None, _option("Ray: the cluster, such as auto or HOST:6379; default: started here.", "ADDRESS")
 ]
 Workers = Annotated[int | None, _option("Ray: so many workers; default: as many as there are CPUs or GPUs for.")]
 Cpus = Annotated[int, _option("Ray: threads of each worker; rows are those of a local run on as many.")]

@@ -26,6 +26,7 @@ __all__ = ["COMMANDS", "RunConfig"]
 
 COMMANDS = ("evaluate", "attack", "robustness", "demo")
 DTYPES = ("float32", "float64")
+SHARD = 1000  # samples, at least, where nothing is said
 
 Model = Callable[[Tensor], Tensor]
 
@@ -221,6 +222,11 @@ class RunConfig:
         """Whether the model is one's own, or has preprocessing or a choice of outputs around it."""
         changed = (self.mean, self.std, self.resize, self.output) != ((), (), None, None) or self.channel_order != "rgb"
         return changed or isinstance(self.spec, OwnSpec)
+
+    @property
+    def samples_a_shard(self) -> int:
+        """How many samples a shard has: in whole batches, if it is not said."""
+        return self.shard_size or self.batch_size * math.ceil(SHARD / self.batch_size)
 
     @property
     def regresses(self) -> bool:

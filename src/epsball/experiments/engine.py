@@ -15,7 +15,7 @@ from epsball.engines.memory import Batches
 from epsball.experiments.plan import Plan
 from epsball.experiments.shard import Shared, Tick, do_shard
 
-__all__ = ["Engine", "Local", "Models", "engine_of"]
+__all__ = ["Engine", "Local", "Make", "Models", "engine_of", "kind_of", "unperturbed"]
 
 Models = Mapping[str, Callable[[Tensor], Any]]
 Make = Callable[[Path], Mapping[str, Any]]
@@ -25,6 +25,10 @@ UNPERTURBED = "the model itself"
 
 class Engine(Protocol):
     """What a run needs of the place where it is done."""
+
+    @property
+    def device(self) -> str:
+        """The kind of device that results depend on."""
 
     def unperturbed(self, name: str, function: Callable[[Any, Tensor], Tensor]) -> Tensor:
         """Return function(the model of this name, x) of all samples, on the CPU."""
@@ -41,6 +45,11 @@ class Local:
 
     def __init__(self, plan: Plan, models: Models) -> None:
         self.plan, self.models, self.batches = plan, models, Batches(plan.config.batch_size)
+
+    @property
+    def device(self) -> str:
+        """The kind of device that results depend on."""
+        return kind_of(self.plan.device)
 
     def unperturbed(self, name: str, function: Callable[[Any, Tensor], Tensor]) -> Tensor:
         """Return function(the model of this name, x) of all samples, on the CPU."""
@@ -63,6 +72,11 @@ def engine_of(plan: Plan, models: Models) -> AbstractContextManager[Engine]:
     from epsball.experiments.ray_engine import RayEngine
 
     return RayEngine(plan, models)
+
+
+def kind_of(device: torch.device) -> str:
+    """Return the type of a device, with the name of a GPU."""
+    return device.type if device.type != "cuda" else f"cuda ({torch.cuda.get_device_name(device)})"
 
 
 def unperturbed(

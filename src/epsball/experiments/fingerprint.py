@@ -18,14 +18,14 @@ _NOT = frozenset(
 )
 
 
-def fingerprint(plan: Plan) -> dict[str, Any]:
-    """Return the configuration, the content of data and weights, and the versions, in names that people know."""
+def fingerprint(plan: Plan, device: str) -> dict[str, Any]:
+    """Return the configuration, the content of data and weights, and the versions, in names that people know.
+
+    device: the kind of device that the engine works on.
+    """
     configuration = {name: value for name, value in plan.config.to_dict().items() if name not in _NOT}
     if plan.config.eot > 1:  # a batch shares its random draws
         configuration["batch_size"] = plan.config.batch_size
-    device = plan.device.type
-    if device == "cuda" and torch.cuda.is_available():
-        device += f" ({torch.cuda.get_device_name(plan.device)})"
     return configuration | {
         "bounds": plan.bounds,
         "target": plan.reference,

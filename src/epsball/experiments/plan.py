@@ -297,7 +297,9 @@ def _device(config: RunConfig) -> torch.device:
     name = config.device
     try:
         device = torch.device(name)
-        if config.engine == "local" or device.type not in ("cpu", "cuda"):  # workers may have GPUs where there is none
+        if config.engine == "ray" and (device.type not in ("cpu", "cuda") or device.index is not None):
+            raise InputError(f"expected device 'cpu' or 'cuda' for workers of Ray, which get one each, got {name!r}.")
+        if config.engine == "local":  # workers may have GPUs where there is none
             torch.empty(0, device=device).cpu()  # refuses "meta", which holds no numbers
     except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: built without CUDA
         reason = str(error).strip().splitlines()[0]

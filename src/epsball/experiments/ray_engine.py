@@ -2,107 +2,148 @@
 
 from __future__ import annotations
 
-import io
 import os
-import platform
 import signal
-import sys
-import tempfile
+import threading
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-import epsball
 from epsball.data.optional import require
-from epsball.engines.memory import Batches
 from epsball.errors import EpsballWarning, InputError
-from epsball.experiments.engine import Make, Models, unperturbed
+from epsball.experiments.engine import Make, Models
 from epsball.experiments.plan import Plan
-from epsball.experiments.shard import Shared, Tick, do_shard
-from epsball.models.exported import ExportedModel, load_again
-from epsball.target_model import TargetModel
+from epsball.experiments.ray_worker import Worker, dumps, switches, versions
+from epsball.experiments.shard import Shared, Tick
 
 __all__ = ["RayEngine"]
 
 _RETRIES = 5  # of a shard whose worker dies: more often, and it is the shard that kills it
 _AHEAD = 2  # shards that each actor is given: one at work, one waiting
+_PATIENCE = 120.0  # seconds for workers to start
+_SLOW = 60.0  # seconds after which a shard is given to an idle worker too, if it takes five times as long as others
+
+
+@dataclass
+class _Running:
+    """A task on its way: which one, where, and since when."""
+
+    number: int
+    actor: int
+    since: float
 
 
 class RayEngine:
-    """Ray actors, each with the models, on `config.cpus` threads or a GPU of its own.
+    """Ray actors, each with the models, on `config.cpus` threads, or with a GPU of its own.
 
     A shard travels to an actor with its samples, its files come back, and this process writes them: workers need no
-    file system in common. The actor that dies is started again by Ray, and what it had in hand is done again. Samples
-    are cut into the batches of the local engine, so that the rows are the same.
+    file system in common. The actor that dies is started again by Ray, and what it had in hand is done again; what an
+    actor does not finish, since its machine is gone, another one does. Samples are cut into the batches of the local
+    engine, so that the rows are the same.
     """
 
     def __init__(self, plan: Plan, models: Models) -> None:
         self.plan, self.models = plan, models
+        self.device = plan.device.type
         self._reduced: dict[str, int] = {}
         self._heard: set[str] = set()
+        self._actors: list[Any] = []
 
     def __enter__(self) -> Self:
-        config = self.plan.config
         self._ray = ray = require("ray", "ray", "the engine ray", extra="ray")
         self._own = not ray.is_initialized()
-        if self._own:
-            _connect(ray, config.address)
+        if not self._own and self.plan.config.address is not None:
+            raise InputError("expected no address where Ray is connected already, got one; leave it out.")
         try:
+            if self._own:
+                _connect(ray, self.plan.config.address)
             self._start()
         except BaseException:
             self.__exit__(None, None, None)
             raise
         return self
 
-    def _start(self) -> None:
-        ray, config = self._ray, self.plan.config
-        gpus = 1 if self.plan.device.type == "cuda" else 0
-        there = ray.cluster_resources()
-        room = int(there.get("GPU", 0)) if gpus else int(there.get("CPU", 0) // config.cpus)
-        count = config.workers or room
-        if not 1 <= count <= room:
-            kind = "GPU" if gpus else f"{config.cpus} CPU" + ("s" if config.cpus > 1 else "")
-            raise InputError(
-                f"expected at most {room} workers of one {kind} each, which is what this Ray has, got "
-                f"{config.workers or 'none'}; give fewer --workers or --cpus, or connect to a larger cluster with "
-                "--address."
-            )
-        actor = ray.remote(_Actor).options(
-            num_cpus=config.cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=_RETRIES
-        )
-        self._actors = [actor.remote(self.plan.device, config.cpus, config.batch_size) for _ in range(count)]
-        self._models = ray.put(_dumps(dict(self.models), self.plan.device))
-        here = _versions()
-        for versions in self._all([actor.versions.remote() for actor in self._actors]):
-            if versions != here:
-                raise InputError(
-                    f"expected workers with {_words(here)}, as here, got {_words(versions)}; install the same "
-                    "versions on all nodes."
-                )
-
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._own:
             self._ray.shutdown()
-        else:
-            for actor in getattr(self, "_actors", []):
-                self._ray.kill(actor)
+            return
+        for actor in self._actors:
+            self._ray.kill(actor)
+
+    def _start(self) -> None:
+        ray, config = self._ray, self.plan.config
+        gpus = 1 if self.plan.device.type == "cuda" else 0
+        room = _room(ray, config.cpus, gpus)
+        shards = -(-len(self.plan.x) // config.samples_a_shard)
+        count = config.workers or min(room, shards)
+        if not 1 <= count <= room:
+            kind = f"{config.cpus} CPU{'s' * (config.cpus > 1)}{' and a GPU' * gpus}"
+            raise InputError(
+                f"expected at most {room} workers of {kind} each, which is what this Ray has room for, got "
+                f"{config.workers or 'none'}; give fewer --workers or --cpus, or connect to a larger cluster with "
+                "--address."
+            )
+        actor = ray.remote(Worker).options(
+            num_cpus=config.cpus, num_gpus=gpus, max_restarts=-1, max_task_retries=_RETRIES
+        )
+        arguments = (self.plan.device, config.cpus, config.batch_size, switches())
+        started = [actor.remote(*arguments) for _ in range(count)]
+        self._actors = self._first(started)
+        # In a list: a worker fetches it when it needs it, not with every call.
+        self._models = [ray.put(dumps(dict(self.models), self.plan.device))]
+
+    def _first(self, started: list[Any]) -> list[Any]:
+        """Return the actors that start in time, all with the versions of this process and one kind of device."""
+        asked = {actor.versions.remote(): actor for actor in started}
+        ready, late = self._ray.wait(list(asked), num_returns=len(asked), timeout=_PATIENCE)
+        for reference in late:
+            self._ray.kill(asked[reference])
+        if not ready or (late and self.plan.config.workers):
+            raise InputError(
+                f"expected {len(started)} workers to start within {_PATIENCE:g} s, got {len(ready)}: the cluster is "
+                "busy, or its machines are slow; give fewer --workers, or try again."
+            )
+        here = versions()
+        kinds = set()
+        for reference in ready:
+            try:
+                there, kind = self._ray.get(reference)
+            except self._ray.exceptions.RayError as error:
+                raise InputError(
+                    f"expected workers that can start, got: {_last(error)}; install epsball and what the model needs, "
+                    "in the same versions, on all machines."
+                ) from error
+            kinds.add(kind)
+            if there != here:
+                raise InputError(
+                    f"expected workers with {_words(here)}, as here, got {_words(there)}; install the same versions on "
+                    "all machines."
+                )
+        if len(kinds) > 1:
+            raise InputError(
+                f"expected workers of one kind, got {', '.join(sorted(kinds))}, whose results differ in their last "
+                "digits; take machines of one kind."
+            )
+        (self.device,) = kinds
+        return [asked[reference] for reference in ready]
 
     def unperturbed(self, name: str, function: Callable[[Any, Tensor], Tensor]) -> Tensor:
         """Return function(the model of this name, x) of all samples, on the CPU."""
         x, batch = self.plan.x, self.plan.config.batch_size
-        size = max(batch, -(-1000 // batch) * batch)  # whole batches, as in the local engine
+        size = -(-self.plan.config.samples_a_shard // batch) * batch  # whole batches, as in the local engine
         tasks = {
-            start: partial(_unperturbed, self._models, name, function, x[start : start + size])
+            start: partial(_unperturbed, self._models, name, function, x, slice(start, start + size))
             for start in range(0, len(x), size)
         }
         found = dict(self._done(tasks))
@@ -110,9 +151,13 @@ class RayEngine:
 
     def shards(self, shared: Shared, numbers: Sequence[int], tick: Tick) -> Iterator[tuple[int, Make]]:
         """Yield the numbers of these shards as they are finished, each with what writes its files into a folder."""
-        jobs = self._ray.put(_dumps(shared.jobs, self.plan.device))
+        jobs = [self._ray.put(dumps(shared.jobs, self.plan.device))]
         tasks = {number: partial(_shard, self._models, jobs, shared, number) for number in numbers}
+        last = time.perf_counter()
         for number, (facts, files) in self._done(tasks):
+            # Those of this process: workers' seconds do not add up to the time that a run takes.
+            now = time.perf_counter()
+            facts["seconds"], last = now - last, now
             yield number, partial(_write, facts, files)
             rows = shared.rows(number)
             for name, cost in shared.costs():
@@ -122,34 +167,49 @@ class RayEngine:
 
     def said(self) -> dict[str, Any]:
         """Return how many workers there were, on what."""
-        config = self.plan.config
-        return {
-            "reduced": self._reduced,
-            "engine": {"name": "ray", "version": self._ray.__version__, "workers": len(self._actors)}
-            | ({"gpus": 1} if self.plan.device.type == "cuda" else {"threads": config.cpus}),
-        }
+        found: dict[str, Any] = {"name": "ray", "version": self._ray.__version__, "workers": len(self._actors)}
+        found |= {"device": self.device, "threads": self.plan.config.cpus}
+        return {"reduced": self._reduced, "engine": found}
 
     def _done(self, tasks: Mapping[int, Callable[[Any], Any]]) -> Iterator[tuple[int, Any]]:
         """Yield what comes of tasks, each a function of the actor that is to do it, a few at a time."""
-        waiting = deque(tasks.items())
-        running: dict[Any, tuple[int, Any]] = {}
-        for actor in self._actors * _AHEAD:
+        waiting, done, longest = deque(tasks), set[int](), 0.0
+        running: dict[Any, _Running] = {}
+
+        def give(number: int, actor: int) -> None:
+            running[tasks[number](self._actors[actor])] = _Running(number, actor, time.monotonic())
+
+        for actor in list(range(len(self._actors))) * _AHEAD:
             if waiting:
-                number, submit = waiting.popleft()
-                running[submit(actor)] = number, actor
-        while running:
+                give(waiting.popleft(), actor)
+        while len(done) < len(tasks):
             ready, _ = self._ray.wait(list(running), num_returns=1, timeout=1.0)  # signals are heard in between
             for reference in ready:
-                number, actor = running.pop(reference)
+                task = running.pop(reference)
                 if waiting:
-                    following, submit = waiting.popleft()
-                    running[submit(actor)] = following, actor
+                    give(waiting.popleft(), task.actor)
+                if task.number in done:
+                    continue  # another worker was faster
                 result, heard = self._get(reference)
                 self._warn(heard)
-                yield number, result
+                done.add(task.number)
+                longest = max(longest, time.monotonic() - task.since)
+                yield task.number, result
+            if not waiting:
+                self._help(running, done, max(_SLOW, 5.0 * longest), give)
 
-    def _all(self, references: list[Any]) -> list[Any]:
-        return [self._get(reference) for reference in references]
+    def _help(
+        self, running: Mapping[Any, _Running], done: set[int], patience: float, give: Callable[[int, int], None]
+    ) -> None:
+        """Give idle workers what has taken long elsewhere: its worker may wait for a machine that is gone."""
+        idle = set(range(len(self._actors))) - {task.actor for task in running.values()}
+        since: dict[int, float] = {}
+        for task in running.values():  # of a task that two have already, the later one counts
+            since[task.number] = max(task.since, since.get(task.number, 0.0))
+        now = time.monotonic()
+        late = sorted(n for n, begun in since.items() if n not in done and now - begun > patience)
+        for number, actor in zip(late, sorted(idle), strict=False):
+            give(number, actor)
 
     def _get(self, reference: Any) -> Any:
         errors = self._ray.exceptions
@@ -157,14 +217,18 @@ class RayEngine:
             return self._ray.get(reference)
         except errors.RayTaskError as error:
             cause = getattr(error, "cause", None)
+            if isinstance(cause, ImportError):
+                raise InputError(
+                    f"expected on all machines what the model needs, got: {cause}; install it there."
+                ) from error
             if isinstance(cause, (InputError, MemoryError)):
                 raise cause from None
             raise
-        except errors.RayActorError as error:
+        except (errors.RayActorError, errors.OutOfMemoryError, errors.NodeDiedError) as error:
             raise InputError(
                 f"expected workers that stay alive, got one that died {_RETRIES + 1} times over the same samples "
-                f"({str(error).strip().splitlines()[0]}); give each more memory (fewer --workers), or a smaller "
-                "--batch-size or --shard-size."
+                f"({_last(error)}); give each more memory (fewer --workers), or a smaller --batch-size or "
+                "--shard-size."
             ) from error
 
     def _warn(self, heard: list[str]) -> None:
@@ -174,60 +238,11 @@ class RayEngine:
                 warnings.warn(text, EpsballWarning, stacklevel=2)
 
 
-class _Actor:
-    """One worker. Models and jobs come with every call, and are unpacked at the first: one started again has none."""
-
-    def __init__(self, device: torch.device, threads: int, batch_size: int) -> None:
-        torch.set_num_threads(threads)
-        self.device, self.batches = device, Batches(batch_size)
-        self._models: Any = None
-        self._jobs: Any = None
-
-    def versions(self) -> dict[str, str]:
-        """Return what the results depend on."""
-        return _versions()
-
-    def unperturbed(
-        self, models: bytes, name: str, function: Callable[[Any, Tensor], Tensor], x: Tensor
-    ) -> tuple[Tensor, list[str]]:
-        """Return function(model, x) and the warnings."""
-        with _listening() as heard:
-            found = unperturbed(self._unpacked(models)[name], function, x, self.device, self.batches)
-        return found, heard
-
-    def shard(
-        self, models: bytes, jobs: bytes, part: Shared
-    ) -> tuple[tuple[dict[str, Any], dict[str, bytes]], list[str]]:
-        """Do the jobs on the samples of one shard; return what is to be known of it, its files, and the warnings."""
-        if self._jobs is None:
-            self._jobs = _loads(jobs)
-            for job in self._jobs:
-                for surrogate in getattr(job.attack.objective, "surrogates", ()):
-                    _moved(surrogate, self.device)
-        shared = part.completed(self._unpacked(models), self._jobs)
-        with tempfile.TemporaryDirectory(prefix="epsball-") as folder, _listening() as heard:
-            facts = do_shard(shared, 0, Path(folder), self.batches)
-            files = {path.name: path.read_bytes() for path in sorted(Path(folder).iterdir())}
-        return (facts, files), heard
-
-    def _unpacked(self, models: bytes) -> dict[str, Any]:
-        if self._models is None:
-            self._models = {name: _moved(model, self.device) for name, model in _loads(models).items()}
-        return dict(self._models)
-
-
-@contextmanager
-def _listening() -> Iterator[list[str]]:
-    """Collect epsball's warnings in the list, for the process that the user sees."""
-    texts: list[str] = []
-    with warnings.catch_warnings(record=True) as found:
-        warnings.simplefilter("always", EpsballWarning)
-        yield texts
-    texts.extend(dict.fromkeys(str(warning.message) for warning in found if warning.category is EpsballWarning))
-
-
-def _unperturbed(models: Any, name: str, function: Callable[[Any, Tensor], Tensor], x: Tensor, actor: Any) -> Any:
-    return actor.unperturbed.remote(models, name, function, x)
+def _unperturbed(
+    models: Any, name: str, function: Callable[[Any, Tensor], Tensor], x: Tensor, rows: slice, actor: Any
+) -> Any:
+    # Of a view the whole tensor would be sent.
+    return actor.unperturbed.remote(models, name, function, x[rows].clone())
 
 
 def _shard(models: Any, jobs: Any, shared: Shared, number: int, actor: Any) -> Any:
@@ -243,67 +258,39 @@ def _write(facts: Mapping[str, Any], files: Mapping[str, bytes], folder: Path) -
 def _connect(ray: Any, address: str | None) -> None:
     """Connect to a cluster, or start Ray on this machine; signals are left as they were."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    there = address or os.environ.get("RAY_ADDRESS")
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if there is None:
-        options["include_dashboard"] = False
-    elif there.startswith("ray://"):  # Ray's client knows no options of a process on the cluster
-        options = {}
+    there = address or os.environ.get("RAY_ADDRESS") or "local"
+    options = {"include_dashboard": False} if there == "local" else {}
+    kept: dict[int, Any] = {}
+    if threading.current_thread() is threading.main_thread():
+        kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
-        ray.init(address=address, **options)
-    except (ConnectionError, ValueError, RuntimeError, OSError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        ray.init(address=there, log_to_driver=False, logging_level="ERROR", **options)
+    except (ConnectionError, ImportError, ValueError, RuntimeError, OSError) as error:
         raise InputError(
-            f"expected a Ray that can be reached, got {address or 'none'} ({reason}); start one with `ray start "
-            "--head` and give its --address, or leave --address out to run on this machine."
+            f"expected a Ray that can be reached, got {there} ({_last(error)}); start one with `ray start --head` and "
+            "give its --address, or leave --address out, and RAY_ADDRESS unset, to run on this machine."
         ) from error
     finally:
         for number, handler in kept.items():
-            signal.signal(number, handler)
+            if handler is not None:
+                signal.signal(number, handler)
 
 
-def _dumps(value: Any, device: torch.device) -> bytes:
-    """Pickle for a worker of our own; Python files of the user travel with what they define."""
-    pickle = require("ray.cloudpickle", "ray", "the engine ray", extra="ray")
-
-    class Pickler(pickle.CloudPickler):  # type: ignore[misc,name-defined]
-        def reducer_override(self, obj: Any) -> Any:
-            if isinstance(obj, ExportedModel):  # its graph is too deep to be pickled
-                return load_again, obj.parts(device)
-            return super().reducer_override(obj)
-
-    modules = [module for name, module in sys.modules.items() if name.startswith("epsball_user_")]
-    buffer = io.BytesIO()
-    try:
-        for module in modules:
-            pickle.register_pickle_by_value(module)
-        Pickler(buffer).dump(value)
-    except Exception as error:  # a model may hold anything: locks, files, generators
-        raise InputError(
-            f"expected a model that can be sent to workers, got one that cannot be pickled ({type(error).__name__}: "
-            f"{error}); use the local engine."
-        ) from error
-    finally:
-        for module in modules:
-            pickle.unregister_pickle_by_value(module)
-    return buffer.getvalue()
+def _room(ray: Any, cpus: int, gpus: int) -> int:
+    """Return how many workers of so many CPUs and GPUs fit on the machines of the cluster."""
+    room = 0
+    for node in ray.nodes():
+        if node["Alive"]:
+            there = node["Resources"]
+            fit = int(there.get("CPU", 0) // cpus)
+            room += min(fit, int(there.get("GPU", 0) // gpus)) if gpus else fit
+    return room
 
 
-def _loads(content: bytes) -> Any:
-    return require("ray.cloudpickle", "ray", "the engine ray", extra="ray").loads(content)
-
-
-def _moved(model: Any, device: torch.device) -> Any:
-    """Move a model's parameters to the device, in place."""
-    inner = model.model if isinstance(model, TargetModel) else model
-    if isinstance(inner, nn.Module):
-        inner.to(device)
-    return model
-
-
-def _versions() -> dict[str, str]:
-    return {"epsball": epsball.__version__, "torch": torch.__version__, "Python": platform.python_version()[:4]}
+def _last(error: BaseException) -> str:
+    """Return the line of a long message that says what happened."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__
 
 
 def _words(versions: Mapping[str, str]) -> str:

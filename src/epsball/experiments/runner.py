@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 import time
 from collections.abc import Mapping
@@ -22,8 +21,6 @@ from epsball.experiments.work import models_of, share
 from epsball.metrics import Robustness
 
 __all__ = ["Progress", "RunResult", "run"]
-
-SHARD = 1000  # samples a shard, at least
 
 
 class Progress(Protocol):
@@ -71,11 +68,11 @@ def run(
     with RunFolder(out, overwrite=overwrite, resume=resume, replaces=replaces) as folder:
         plan = prepare(config)
         started = time.perf_counter()
-        size = folder.begin(fingerprint(plan), config.command, _size(config), len(plan.x))
         models = models_of(plan)
         if progress is not None and config.engine != "local":
             progress("starting workers", 0, len(plan.x))
         with engine_of(plan, models) as engine:
+            size = folder.begin(fingerprint(plan, engine.device), config.command, config.samples_a_shard, len(plan.x))
             shared = share(plan, models, size, engine)
             done, damaged = folder.shards.finished()
             resumed, earlier = len(done), sum(facts["seconds"] for facts in done.values())
@@ -95,11 +92,6 @@ def run(
     return RunResult(folder.out, content, measured)
 
 
-def _size(config: RunConfig) -> int:
-    """Return the samples a shard: of whole batches, if it is not said."""
-    return config.shard_size or config.batch_size * math.ceil(SHARD / config.batch_size)
-
-
 def _smallest(facts: list[Mapping[str, Any]]) -> dict[str, int]:
     """Return the batch size of each kind of work that ran out of memory."""
     found: dict[str, int] = {}
@@ -117,10 +109,12 @@ class _Tally:
         self._total = shared.cost() * self._count
         samples = sum(rows.stop - rows.start for rows in done)
         self._spent = shared.cost() * samples
+        self._done = dict.fromkeys((name for name, _ in shared.costs()), samples)
         if progress is not None and samples:
             progress("finished before", samples, self._count, self._spent / self._total)
 
     def __call__(self, name: str, rows: slice, cost: float) -> None:
         self._spent += (rows.stop - rows.start) * cost
+        self._done[name] += rows.stop - rows.start
         if self._progress is not None:
-            self._progress(name, rows.stop, self._count, self._spent / self._total)
+            self._progress(name, min(self._done[name], self._count), self._count, self._spent / self._total)

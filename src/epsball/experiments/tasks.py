@@ -68,6 +68,11 @@ def check_engine(engine: str, address: str | None, workers: int | None, cpus: in
     check_count("cpus", cpus)
     if workers is not None:
         check_count("workers", workers)
+    if address is not None and "://" in address:
+        raise InputError(
+            f"expected address as auto or HOST:PORT, on a machine of the cluster, got {address!r}: Ray's client is not "
+            "used; run the command there, such as with `ray job submit`."
+        )
     if engine == "local" and (address, workers, cpus) != (None, None, 1):
         raise InputError(
             f"expected --engine ray for address={address}, workers={workers}, cpus={cpus}, got the local engine, which "

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from epsball.engines.local import STATUSES, Array, Chunk
+from epsball.engines.memory import out_of_memory
 from epsball.errors import Status
 from epsball.experiments.masking import signs_of_masking
 from epsball.experiments.plan import Plan
@@ -38,11 +39,15 @@ def _probabilities(plan: Plan) -> dict[str, str] | None:
     """Warn of a classifier that returns probabilities."""
     if plan.config.regresses:
         return None
-    x = plan.x[:32].to(plan.here)
-    with TargetModel(plan.model.module) as model, torch.no_grad():
-        probable = look_like_probabilities(model, model(x), x)
-    if not probable:
-        return None
+    x = plan.x[: min(32, plan.config.batch_size)].to(plan.here)
+    try:
+        with TargetModel(plan.model.module) as model, torch.no_grad():
+            if not look_like_probabilities(model, model(x), x):
+                return None
+    except (RuntimeError, MemoryError) as error:
+        if not out_of_memory(error):
+            raise
+        return None  # no warning is worth a finished run
     return {
         "kind": "probabilities",
         "seen": f"The outputs of {plan.config.model} look like probabilities: none is negative, and they add up to 1.",

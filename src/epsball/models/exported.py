@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import logging
-import tempfile
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,10 @@ def load_exported(path: Path, device: torch.device) -> tuple[nn.Module, dict[str
         raw = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    return _load(raw, path, device)
+
+
+def _load(raw: bytes, path: Path, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
     check_archive(raw, str(path))
     quiet = logging.getLogger("torch.export")
     level, quiet.level = quiet.level, logging.ERROR
@@ -59,12 +63,9 @@ def load_exported(path: Path, device: torch.device) -> tuple[nn.Module, dict[str
     return ExportedModel(AnyBatch(module, least, most), tuple(sizes), str(path), known["digest"]), known
 
 
-def load_again(raw: bytes, dtype: torch.dtype | None, device: torch.device) -> nn.Module:
-    """Return the module of `load_exported` from what `ExportedModel.parts` returned."""
-    with tempfile.TemporaryDirectory(prefix="epsball-") as folder:
-        path = Path(folder) / "model.pt2"
-        path.write_bytes(raw)
-        module, _ = load_exported(path, device)
+def load_again(raw: bytes, path: str, dtype: torch.dtype | None, device: torch.device) -> nn.Module:
+    """Return the module of `load_exported` from what `ExportedModel.parts` returned; path: for messages."""
+    module, _ = _load(raw, Path(path), device)
     for each in module.modules():
         each.training = False  # eval() is refused by exported programs
     return module.to(dtype=dtype)
@@ -77,13 +78,13 @@ class ExportedModel(nn.Module):
         super().__init__()
         self.program, self.sizes, self.path, self.digest = program, sizes, path, digest
 
-    def parts(self, device: torch.device) -> tuple[bytes, torch.dtype | None, torch.device]:
+    def parts(self, device: torch.device) -> tuple[bytes, str, torch.dtype | None, torch.device]:
         """Return what `load_again` makes it of on a device; InputError if the file has changed."""
         raw = Path(self.path).read_bytes()
         if hashlib.sha256(raw).hexdigest() != self.digest:
             raise InputError(f"expected {self.path} as it was when it was loaded, got another file; start again.")
-        dtype = next((p.dtype for p in self.parameters() if p.is_floating_point()), None)
-        return raw, dtype, device
+        dtype = next((t.dtype for t in chain(self.parameters(), self.buffers()) if t.is_floating_point()), None)
+        return raw, self.path, dtype, device
 
     def forward(self, x: Tensor) -> Any:
         """Return the program's outputs for x (B, *S)."""
