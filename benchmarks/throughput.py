@@ -77,7 +77,7 @@ def against_processes(arguments: argparse.Namespace) -> None:
     plan = prepare(configuration(arguments))
     count, workers = len(plan.x), arguments.workers
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     ratios = []
     with tempfile.TemporaryDirectory() as folder:
         parts = [Path(folder) / f"part{i}.npz" for i in range(workers)]

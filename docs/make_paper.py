@@ -95,12 +95,23 @@ def section(run: Path, heading: str, known: dict[str, str]) -> str:
     for name, text in figures.items():
         drawn = run / folder / "figures" / f"{name}.png"
         if drawn.is_file():
-            shutil.copy(drawn, DOCS / "figures")
+            shrink(drawn, DOCS / "figures" / drawn.name)
         if (DOCS / "figures" / drawn.name).is_file():
             parts.append(f"![{text}](figures/{name}.png)\n")
     if write is not None:
         parts.append(write(json.loads(source.read_text(encoding="utf-8"))).replace("\n## ", "\n### ") + "\n")
     return "\n".join(parts)
+
+
+def shrink(drawn: Path, there: Path) -> None:
+    """Copy a figure with 256 colours, which is a third of its size; a photograph keeps all."""
+    from PIL import Image
+
+    if drawn.stem in ("figure1b", "figure2b", "figure2c"):
+        shutil.copy(drawn, there)
+        return
+    with Image.open(drawn) as picture:
+        picture.convert("RGB").quantize(256).save(there, optimize=True)
 
 
 def whole(run: Path, heading: str, known: dict[str, str]) -> str:

@@ -37,7 +37,7 @@ pytestmark = pytest.mark.slow
 def two_workers() -> Iterator[None]:
     """Start Ray once for the tests of this file; runs use what is there and leave it."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
+    ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR")
     yield
     ray.shutdown()
 
@@ -75,7 +75,7 @@ def same(directory: Path, expected: dict[Any, Any]) -> None:
 MORE: dict[str, dict[str, Any]] = {
     "ensemble": {"command": "evaluate", "attacks": ("ensemble",), "surrogates": ("digits-cnn",)},
     "eot": {"attacks": ("pgd",), "eot": 3},
-    "lattice": {"command": "attack", "attacks": ("fgsm",), "lattice": 255, "dtype": "float32"},
+    "lattice": {"command": "attack", "attacks": ("fgsm",), "lattice": 16},
 }
 
 
@@ -144,7 +144,7 @@ def test_what_workers_warn_of_is_heard_here_once(tmp_path: Path) -> None:
     assert sum("prepare" in str(warning.message) for warning in heard) == 1
 
 
-KILLS = int(os.environ.get("EPSBALL_KILLS", "8"))
+KILLS = int(os.environ.get("EPSBALL_KILLS", "5"))
 
 
 @pytest.mark.usefixtures("two_workers")
@@ -250,7 +250,7 @@ def test_errors_and_a_lack_of_memory_come_back(error: str, tmp_path: Path) -> No
         model=f"{tmp_path / 'm.py'}:Refuses", data=str(tmp_path / "d.npz"), engine="ray", bounds=None, limit=12
     )
     if error == "InputError":
-        with pytest.raises(InputError, match=r"^no sample as bright as this$"):
+        with pytest.raises(InputError, match="no sample as bright as this"):
             run(given, tmp_path / "r")
         return
     with pytest.warns(EpsballWarning, match="out of memory in fgsm with 4 samples at a time"):
@@ -308,7 +308,12 @@ def test_a_killed_driver_takes_its_ray_along_and_the_run_goes_on(tmp_path: Path)
         child = subprocess.Popen(
             command(out, "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        time.sleep(draw.uniform(0.4, 1.0) * lasts)
+        until = time.monotonic() + 120
+        while child.poll() is None and not any("raylet" in name for name in descendants(child.pid).values()):
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        left |= descendants(child.pid)
+        time.sleep(draw.uniform(0.0, 0.5) * lasts)
         left |= descendants(child.pid)
         child.kill()
         child.wait()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import threading
 import time
 import warnings
@@ -259,6 +260,7 @@ def _connect(ray: Any, address: str | None) -> None:
     """Connect to a cluster, or start Ray on this machine; signals are left as they were."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     there = address or os.environ.get("RAY_ADDRESS") or "local"
+    _reach(there)
     options = {"include_dashboard": False} if there == "local" else {}
     kept: dict[int, Any] = {}
     if threading.current_thread() is threading.main_thread():
@@ -266,14 +268,28 @@ def _connect(ray: Any, address: str | None) -> None:
     try:
         ray.init(address=there, log_to_driver=False, logging_level="ERROR", **options)
     except (ConnectionError, ImportError, ValueError, RuntimeError, OSError) as error:
-        raise InputError(
-            f"expected a Ray that can be reached, got {there} ({_last(error)}); start one with `ray start --head` and "
-            "give its --address, or leave --address out, and RAY_ADDRESS unset, to run on this machine."
-        ) from error
+        raise _unreachable(there, _last(error)) from error
     finally:
         for number, handler in kept.items():
             if handler is not None:
                 signal.signal(number, handler)
+
+
+def _reach(address: str) -> None:
+    """Refuse an address that nobody listens at, for which Ray itself would wait for minutes."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdigit():
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
+        except (OSError, OverflowError) as error:
+            raise _unreachable(address, str(error)) from error
+
+
+def _unreachable(address: str, reason: str) -> InputError:
+    return InputError(
+        f"expected a Ray that can be reached, got {address} ({reason}); start one with `ray start --head` and give its "
+        "--address, or leave --address out, and RAY_ADDRESS unset, to run on this machine."
+    )
 
 
 def _room(ray: Any, cpus: int, gpus: int) -> int:

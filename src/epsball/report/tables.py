@@ -149,9 +149,18 @@ def to_markdown(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None
     """Write rows as a Markdown table with rounded numbers; columns: which keys, all by default."""
     keys = _keys(rows, columns)
     heads = [_markdown(HEADINGS.get(key, key)) for key in keys]
-    lines = [heads, ["---" if key in LEFT else "---:" for key in keys]]
+    text = {key for key in keys if key in LEFT or any(_is_text(row.get(key)) for row in rows)}
+    lines = [heads, ["---" if key in text else "---:" for key in keys]]
     lines += [[_markdown(format_cell(key, row.get(key))) for key in keys] for row in rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) if keys else ""
+
+
+def _is_text(value: Any) -> bool:
+    """Tell whether a value is text, and not a number that was written already."""
+    try:
+        return isinstance(value, str) and value != "" and not math.isfinite(float(value))
+    except ValueError:
+        return True
 
 
 def to_csv(rows: Sequence[Mapping[str, Any]], columns: Sequence[str] | None = None) -> str:
