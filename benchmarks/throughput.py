@@ -126,7 +126,8 @@ def cost(arguments: argparse.Namespace) -> None:
     x = torch.rand(arguments.batch_size, *shape, generator=generator)
     with torch.no_grad():
         target = torch.cat([model(part.to(device)).argmax(1).cpu() for part in x.split(16)])
-    attack = eb.recipe("alg1-10", eps=4 / 255, bounds=(0.0, 1.0), prepare=arguments.prepare)
+    # Every step of every image, and of the classes those nearest to the decision.
+    attack = eb.recipe("alg1-10", eps=4 / 255, bounds=(0.0, 1.0), classes=10, stop="never", prepare=arguments.prepare)
     attack(model, x[:2].to(device), target[:2].to(device))
     started = time.perf_counter()
     result = attack(model, x.to(device), target.to(device))
@@ -145,9 +146,12 @@ def cost(arguments: argparse.Namespace) -> None:
 
 def network(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     if name.startswith("timm:"):
+        from benchmarks.peers import environment
+
+        environment.prepare()  # timm imports torchvision, whose compiled operators may not load
         import timm
 
-        return timm.create_model(name.removeprefix("timm:"), pretrained=False), (3, 224, 224)
+        return timm.create_model(name.removeprefix("timm:"), pretrained=False, num_classes=21_841), (3, 224, 224)
     from epsball import networks
 
     return networks.load(name), networks.spec(name).input_shape
