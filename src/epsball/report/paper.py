@@ -207,4 +207,4 @@ def _versions(record: Record) -> str:
     versions = record["versions"]
     command = record["made_by"] + (f" --limit {record['limit']}" if record.get("limit") else "")
     made = f"epsball {versions['epsball']}, PyTorch {versions['torch']}, {versions['threads']} threads"
-    return f"Made by `{command}` with {made}."
+    return f"Made by `{command} --out DIR` with {made}."
