@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# What the command line needs, and no more: a third of what tests and documents need.
+USE := $(VENV)/.installed-cli
 # Each test runs on one thread, so the tests share the cores: make test WORKERS=1 runs them one after another.
 WORKERS ?= $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 2)
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal
 
 .PHONY: demo test test-fast check docs format bench-peers clean
 
-demo: $(STAMP)
+demo: $(USE)
 	$(BIN)/epsball demo --out runs/demo
 
 test: $(STAMP)
@@ -36,6 +38,11 @@ $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev,docs]"
 	touch $(STAMP)
+
+$(USE): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[cli]"
+	touch $(USE)
 
 # Beside other libraries, in an environment of its own.
 bench-peers: .venv-peers/.installed

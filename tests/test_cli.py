@@ -470,6 +470,13 @@ def shown(patience, terminal):
     return stream.getvalue()
 
 
+def test_without_a_terminal_a_line_now_and_then_shows_that_the_work_goes_on(monkeypatch):
+    monkeypatch.setattr(display, "EVERY", 0.4)
+    assert shown(0.0, False) == "alg1-10 9,500 of 10,000 samples, 48% of the work\n"
+    monkeypatch.setattr(display, "EVERY", 30.0)
+    assert shown(0.0, False) == ""
+
+
 def test_the_progress_bar_shows_samples_rate_and_time_left():
     text = shown(0.0, True)
     assert "alg1-10 9,500 of 10,000 samples" in text

@@ -214,7 +214,9 @@ def test_only_what_is_brought_back_is_seeded(monkeypatch):
 
 def test_a_resumed_mean_keeps_its_batches(tmp_path):
     plans = [
-        fingerprint(prepare(RunConfig("evaluate", "digits-fcnn", ("fgsm",), eps=(0.1,), batch_size=size, eot=eot)))
+        fingerprint(
+            prepare(RunConfig("evaluate", "digits-fcnn", ("fgsm",), eps=(0.1,), batch_size=size, eot=eot)), "cpu"
+        )
         for size, eot in ((50, 1), (60, 1), (50, 3), (60, 3))
     ]
     assert plans[0] == plans[1]

@@ -725,8 +725,17 @@ def test_a_missing_package_and_torchvision_of_another_build_are_told_apart(monke
 
     monkeypatch.setattr(adapters.importlib, "import_module", fails)
     message = refused("compiled operators do not load", adapters.import_adapter, "timm", "timm")
-    for part in ("torchvision::nms", torch.__version__, "pip install --force-reinstall --no-deps torchvision"):
+    for part in ("torchvision::nms", torch.__version__, "pip install --force-reinstall --no-deps 'torchvision"):
         assert part in message
+
+
+@pytest.mark.parametrize(
+    ("torch_version", "wanted"),
+    [("2.6.0+cpu", "==0.21.0+cpu"), ("2.7.1+cu126", "==0.22.1+cu126"), ("2.13.0", "==0.28.0"), ("3.0.0a0+git1", "")],
+)
+def test_the_torchvision_that_belongs_to_a_torch_is_named(torch_version, wanted, monkeypatch):
+    monkeypatch.setattr(adapters.torch, "__version__", torch_version)
+    assert adapters._matching() == wanted
 
 
 # Whole runs

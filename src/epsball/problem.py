@@ -221,7 +221,7 @@ def _check_classifier(outputs: Tensor, target: Tensor | None, batch: int) -> Non
         )
 
 
-def look_like_probabilities(model: TargetModel, outputs: Tensor, x: Tensor) -> bool:
+def look_like_probabilities(model: Callable[[Tensor], Tensor], outputs: Tensor, x: Tensor) -> bool:
     """Tell whether a model seems to end in a softmax or a sigmoid, from its outputs (b, K) for the first samples."""
     if outputs.dim() != 2:
         return False

@@ -23,11 +23,15 @@ from epsball.report.text import decibels, norm_name, number, printable
 __all__ = ["ProgressBar", "show_card", "show_catalogue", "show_measures", "show_result", "show_transfer", "write"]
 
 PATIENCE = 2.0  # seconds of work before a bar appears
+EVERY = 30.0  # seconds between the lines of a log
 COLUMNS = 7  # budgets that fit a terminal
 
 
 class ProgressBar:
-    """A bar on stderr with the samples done, their rate and the time left; not for short work or without a terminal."""
+    """A bar on stderr with the samples done, their rate and the time left; not for short work.
+
+    Without a terminal a line every half minute, so that a log shows that the work goes on.
+    """
 
     def __init__(self, unit: str = "samples", console: Console | None = None, patience: float = PATIENCE) -> None:
         self._unit, self._patience = unit, patience
@@ -37,7 +41,7 @@ class ProgressBar:
         self._since = (time.monotonic(), "", 0)
 
     def __enter__(self) -> Self:
-        self._start = time.monotonic()
+        self._start = self._said = time.monotonic()
         return self
 
     def __exit__(
@@ -51,9 +55,19 @@ class ProgressBar:
         now = time.monotonic()
         if label != self._since[1] or done <= self._since[2]:
             self._since = (now, label, done)
-        if not self._console.is_terminal or now - self._start < self._patience:
-            return
         share = done / max(total, 1) if share is None else share
+        if not self._console.is_terminal:
+            if now - self._said >= EVERY:
+                self._said = now
+                self._console.print(
+                    f"{printable(label)} {done:,} of {total:,} {self._unit}, {share:.0%} of the work",
+                    markup=False,
+                    highlight=False,
+                    soft_wrap=True,
+                )
+            return
+        if now - self._start < self._patience:
+            return
         if self._bar is None:
             self._begin(share)
         if self._bar is not None:

@@ -84,6 +84,8 @@ class RunFolder:
         replaced = self._replaces is not None and self._begun
         kept = self.shards.count > 0 and not replaced and not self._committed
         if not kept:
+            if self._begun and isinstance(error, BaseException) and not isinstance(error, Exception):
+                error.add_note("no shard was finished (--shard-size makes them smaller), and nothing was left behind.")
             with suppress(OSError):  # what remains is nobody's
                 self.shards.remove()
         elif self._begun and error is not None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from epsball.engines.local import STATUSES, Array, Chunk
-from epsball.engines.memory import out_of_memory
 from epsball.errors import Status
 from epsball.experiments.masking import signs_of_masking
 from epsball.experiments.plan import Plan
@@ -39,15 +39,14 @@ def _probabilities(plan: Plan) -> dict[str, str] | None:
     """Warn of a classifier that returns probabilities."""
     if plan.config.regresses:
         return None
-    x = plan.x[: min(32, plan.config.batch_size)].to(plan.here)
-    try:
-        with TargetModel(plan.model.module) as model, torch.no_grad():
-            if not look_like_probabilities(model, model(x), x):
-                return None
-    except (RuntimeError, MemoryError) as error:
-        if not out_of_memory(error):
-            raise
-        return None  # no warning is worth a finished run
+    x = plan.x[:32].to(plan.here)
+    with TargetModel(plan.model.module) as model, torch.no_grad():
+
+        def outputs(x: Tensor) -> Tensor:
+            return torch.cat([model(each) for each in x.split(1)])  # what one sample takes, the run had
+
+        if not look_like_probabilities(outputs, outputs(x), x):
+            return None
     return {
         "kind": "probabilities",
         "seen": f"The outputs of {plan.config.model} look like probabilities: none is negative, and they add up to 1.",

@@ -43,10 +43,18 @@ def _no_operators(module: str, error: Exception) -> InputError:
         theirs = "of unknown version"
     return InputError(
         f"{module} imports torchvision, whose compiled operators do not load here ({_first(error)}): torchvision "
-        f"{theirs} was built for another torch than the installed {torch.__version__}. Install the torchvision of the "
-        f"same index and build: pip install --force-reinstall --no-deps torchvision{where}; which version belongs to "
-        "which torch is listed in torchvision's README."
+        f"{theirs} was built for another torch than the installed {torch.__version__}. Install the one of the same "
+        f"version and build: python -m pip install --force-reinstall --no-deps 'torchvision{_matching()}'{where}"
     )
+
+
+def _matching() -> str:
+    """Return the requirement of the torchvision that belongs to the installed torch: 0.(N+15).x for 2.N.x."""
+    release, _, build = torch.__version__.partition("+")
+    major, minor, patch, *_ = [*release.split("."), "0", "0"]
+    if major != "2" or not (minor + patch).isdigit():
+        return ""
+    return f"==0.{int(minor) + 15}.{patch}" + (f"+{build}" if build else "")
 
 
 def _first(error: Exception) -> str:
