@@ -43,7 +43,7 @@ def _probabilities(plan: Plan) -> dict[str, str] | None:
     with TargetModel(plan.model.module) as model, torch.no_grad():
 
         def outputs(x: Tensor) -> Tensor:
-            return torch.cat([model(each) for each in x.split(1)])  # what one sample takes, the run had
+            return torch.cat([model(each) for each in torch.split(x, 1)])  # what one sample takes, the run had
 
         if not look_like_probabilities(outputs, outputs(x), x):
             return None
