@@ -144,7 +144,7 @@ def test_what_workers_warn_of_is_heard_here_once(tmp_path: Path) -> None:
     assert sum("prepare" in str(warning.message) for warning in heard) == 1
 
 
-KILLS = int(os.environ.get("EPSBALL_KILLS", "5"))
+KILLS = int(os.environ.get("EPSBALL_KILLS", "3"))
 
 
 @pytest.mark.usefixtures("two_workers")
@@ -156,7 +156,7 @@ def test_killed_workers_cost_no_row(tmp_path: Path) -> None:
 
     def killer() -> None:
         nonlocal kills
-        while not over.wait(draw.uniform(0.5, 3.0)):
+        while not over.wait(draw.uniform(4.0, 8.0)):
             for number in draw.sample(found := workers(), min(1, len(found))):
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(number, signal.SIGKILL)
