@@ -176,6 +176,38 @@ def test_killed_workers_cost_no_row(tmp_path: Path) -> None:
     assert kills >= KILLS
 
 
+HANGS = """
+import os, time, torch
+
+class Hangs(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner, self.home = torch.nn.Linear(64, 10), os.getpid()
+    def forward(self, x):
+        if torch.is_grad_enabled() and os.getpid() != self.home:
+            try:
+                os.close(os.open({marker!r}, os.O_CREAT | os.O_EXCL))
+            except FileExistsError:
+                pass
+            else:
+                time.sleep(3600)  # the first worker to come here
+        return self.inner(x.flatten(1))
+"""
+
+
+@pytest.mark.usefixtures("two_workers")
+def test_what_a_worker_does_not_finish_another_one_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "m.py").write_text(HANGS.format(marker=str(tmp_path / "marker")))
+    given = {"model": f"{tmp_path / 'm.py'}:Hangs", "data": "digits", "limit": 22}  # six shards
+    run(config(**given), tmp_path / "local")
+    monkeypatch.setattr(ray_engine, "_SLOW", 2.0)
+    started = time.monotonic()
+    run(config(**given, engine="ray"), tmp_path / "ray")
+    assert time.monotonic() - started < 600
+    assert (tmp_path / "marker").exists()
+    same(tmp_path / "ray", contents(tmp_path / "local"))
+
+
 DEADLY = """
 import os, torch
 

@@ -40,6 +40,8 @@ from epsball.report import (
     write_page,
 )
 from epsball.report.answer import answer, explain_eps
+from epsball.report.paper import draw_figure3
+from epsball.report.paper_text import method_name
 from epsball.report.quality import quality_answer
 from epsball.report.style import Drawing, line_styles, new_figure
 from epsball.report.text import label, listed, printable, share
@@ -904,3 +906,31 @@ def test_new_figures_are_unknown_to_pyplot() -> None:
 
     new_figure(2.0, 2.0)
     assert plt.get_fignums() == []
+
+
+def test_a_method_has_one_line_in_all_panels_of_figure_3_and_in_the_legend():
+    """Also where a panel has not all of the methods: each line is found again by what it shows."""
+    curve = {"low": [0.0, 1.0], "high": [100.0, 100.0], "forwards": [1.0, 1.0], "backwards": [0.0, 0.0], "seconds": 1.0}
+
+    def panel(key, names):
+        curves = {name: curve | {"percent": [float(10 * k), float(10 * k + 5)]} for k, name in names.items()}
+        return {"key": key, "title": key, "range": "unbounded", "count": 50, "eps": [0.1, 0.2], "curves": curves}
+
+    names = {1: "deepfool", 2: "random-linf", 3: "bim", 4: "pgd", 5: "fgsm"}
+    panels = [panel("a", names), panel("b", {k: name for k, name in names.items() if name != "bim"})]
+    for order in (panels, panels[::-1]):
+        figure = draw_figure3(order)
+        seen = {}
+        for ax in figure.axes:
+            for line in ax.get_lines():
+                place = round(float(line.get_ydata()[1])) // 10
+                look = line.get_color(), line.get_linestyle(), line.get_marker()
+                seen.setdefault(names[place], set()).add(look)
+        assert set(seen) == set(names.values())
+        assert all(len(looks) == 1 for looks in seen.values()), seen
+        assert len(set.union(*seen.values())) == len(names)
+        (legend,) = figure.legends
+        for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True):
+            name = next(name for name in names.values() if method_name(name) == text.get_text())
+            assert {(handle.get_color(), handle.get_linestyle(), handle.get_marker())} == seen.pop(name)
+        assert not seen

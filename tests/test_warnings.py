@@ -231,4 +231,5 @@ def test_outputs_that_are_probabilities_are_warned_of_everywhere(tmp_path, last,
     assert len(found) == warned
     for warning in found:
         assert warning["seen"][:30] in terminal
+        assert ("they add up to 1" if outputs == 10 else "all lie between 0 and 1") in warning["seen"]
         assert warning["next"] in page

@@ -17,6 +17,7 @@ from epsball.attack import Attack
 from epsball.data import Dataset
 from epsball.errors import InputError
 from epsball.experiments.config import RunConfig
+from epsball.experiments.devices import device_of, here_of
 from epsball.experiments.pictures import check_pictures
 from epsball.metrics.regression import model_outputs
 from epsball.models import OwnSpec, check_model_door, load_model, opened
@@ -74,7 +75,7 @@ class Plan:
     @property
     def here(self) -> torch.device:
         """Where the models of this process are: workers of Ray move theirs to `device` themselves."""
-        return _here(self.config, self.device)
+        return here_of(self.config, self.device)
 
 
 def prepare(config: RunConfig) -> Plan:
@@ -82,8 +83,8 @@ def prepare(config: RunConfig) -> Plan:
     spec = config.spec
     if not config.wraps:
         _check_surrogates(config, spec)
-    device, dtype = _device(config), getattr(torch, config.dtype)
-    here = _here(config, device)
+    device, dtype = device_of(config), getattr(torch, config.dtype)
+    here = here_of(config, device)
     if config.wraps:
         model = _wrapped_model(config, here, dtype)
     else:
@@ -128,10 +129,6 @@ def prepare(config: RunConfig) -> Plan:
         device=device,
         peak=value_range(x, dataset.bounds or bounds),
     )
-
-
-def _here(config: RunConfig, device: torch.device) -> torch.device:
-    return device if config.engine == "local" else torch.device("cpu")
 
 
 def _load_model(name: str, weights: str | None, device: torch.device, dtype: torch.dtype) -> LoadedModel:
@@ -291,17 +288,3 @@ def value_range(x: torch.Tensor, bounds: tuple[float, float] | None = None) -> f
     """Return the length of the range, that of the values where no range is known, 1 where they are all one."""
     lo, hi = bounds if bounds is not None else (float(x.min()), float(x.max()))
     return hi - lo if hi > lo else 1.0
-
-
-def _device(config: RunConfig) -> torch.device:
-    name = config.device
-    try:
-        device = torch.device(name)
-        if config.engine == "ray" and (device.type not in ("cpu", "cuda") or device.index is not None):
-            raise InputError(f"expected device 'cpu' or 'cuda' for workers of Ray, which get one each, got {name!r}.")
-        if config.engine == "local":  # workers may have GPUs where there is none
-            torch.empty(0, device=device).cpu()  # refuses "meta", which holds no numbers
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # AssertionError: built without CUDA
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"expected a device that can be used here, got {name!r} ({reason}); use 'cpu'.") from error
-    return device

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import socket
-import threading
 import time
 import warnings
 from collections import deque
@@ -23,6 +19,7 @@ from epsball.data.optional import require
 from epsball.errors import EpsballWarning, InputError
 from epsball.experiments.engine import Make, Models
 from epsball.experiments.plan import Plan
+from epsball.experiments.ray_cluster import connect, last_line, room_of
 from epsball.experiments.ray_worker import Worker, dumps, switches, versions
 from epsball.experiments.shard import Shared, Tick
 
@@ -66,7 +63,7 @@ class RayEngine:
             raise InputError("expected no address where Ray is connected already, got one; leave it out.")
         try:
             if self._own:
-                _connect(ray, self.plan.config.address)
+                connect(ray, self.plan.config.address)
             self._start()
         except BaseException:
             self.__exit__(None, None, None)
@@ -85,7 +82,7 @@ class RayEngine:
     def _start(self) -> None:
         ray, config = self._ray, self.plan.config
         gpus = 1 if self.plan.device.type == "cuda" else 0
-        room = _room(ray, config.cpus, gpus)
+        room = room_of(ray, config.cpus, gpus)
         shards = -(-len(self.plan.x) // config.samples_a_shard)
         count = config.workers or min(room, shards)
         if not 1 <= count <= room:
@@ -122,8 +119,8 @@ class RayEngine:
                 there, kind = self._ray.get(reference)
             except self._ray.exceptions.RayError as error:
                 raise InputError(
-                    f"expected workers that can start, got: {_last(error)}; install epsball and what the model needs, "
-                    "in the same versions, on all machines."
+                    f"expected workers that can start, got: {last_line(error)}; install epsball and what the model "
+                    "needs, in the same versions, on all machines."
                 ) from error
             kinds.add(kind)
             if there != here:
@@ -228,7 +225,7 @@ class RayEngine:
         except (errors.RayActorError, errors.OutOfMemoryError, errors.NodeDiedError) as error:
             raise InputError(
                 f"expected workers that stay alive, got one that died {_RETRIES + 1} times over the same samples "
-                f"({_last(error)}); give each more memory (fewer --workers), or a smaller --batch-size or "
+                f"({last_line(error)}); give each more memory (fewer --workers), or a smaller --batch-size or "
                 "--shard-size."
             ) from error
 
@@ -254,59 +251,6 @@ def _write(facts: Mapping[str, Any], files: Mapping[str, bytes], folder: Path) -
     for name, content in files.items():
         (folder / name).write_bytes(content)
     return facts
-
-
-def _connect(ray: Any, address: str | None) -> None:
-    """Connect to a cluster, or start Ray on this machine; signals are left as they were."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    there = address or os.environ.get("RAY_ADDRESS") or "local"
-    _reach(there)
-    options = {"include_dashboard": False} if there == "local" else {}
-    kept: dict[int, Any] = {}
-    if threading.current_thread() is threading.main_thread():
-        kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        ray.init(address=there, log_to_driver=False, logging_level="ERROR", **options)
-    except (ConnectionError, ImportError, ValueError, RuntimeError, OSError) as error:
-        raise _unreachable(there, _last(error)) from error
-    finally:
-        for number, handler in kept.items():
-            if handler is not None:
-                signal.signal(number, handler)
-
-
-def _reach(address: str) -> None:
-    """Refuse an address that nobody listens at, for which Ray itself would wait for minutes."""
-    host, _, port = address.rpartition(":")
-    if host and port.isdigit():
-        try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=10.0).close()
-        except (OSError, OverflowError) as error:
-            raise _unreachable(address, str(error)) from error
-
-
-def _unreachable(address: str, reason: str) -> InputError:
-    return InputError(
-        f"expected a Ray that can be reached, got {address} ({reason}); start one with `ray start --head` and give its "
-        "--address, or leave --address out, and RAY_ADDRESS unset, to run on this machine."
-    )
-
-
-def _room(ray: Any, cpus: int, gpus: int) -> int:
-    """Return how many workers of so many CPUs and GPUs fit on the machines of the cluster."""
-    room = 0
-    for node in ray.nodes():
-        if node["Alive"]:
-            there = node["Resources"]
-            fit = int(there.get("CPU", 0) // cpus)
-            room += min(fit, int(there.get("GPU", 0) // gpus)) if gpus else fit
-    return room
-
-
-def _last(error: BaseException) -> str:
-    """Return the line of a long message that says what happened."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
 
 
 def _words(versions: Mapping[str, str]) -> str:

@@ -154,6 +154,8 @@ def _switch(switched: Mapping[str, Any]) -> None:
 
 def _sweep() -> None:
     """Remove what workers left here that were killed."""
+    if os.name != "posix":  # elsewhere signal 0 is no question
+        return
     for path in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*"):
         number = path.name.removeprefix(_FOLDER).partition("-")[0]
         with contextlib.suppress(PermissionError, ValueError):

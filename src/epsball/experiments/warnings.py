@@ -45,13 +45,15 @@ def _probabilities(plan: Plan) -> dict[str, str] | None:
         def outputs(x: Tensor) -> Tensor:
             return torch.cat([model(each) for each in torch.split(x, 1)])  # what one sample takes, the run had
 
-        if not look_like_probabilities(outputs, outputs(x), x):
+        found = outputs(x)
+        if not look_like_probabilities(outputs, found, x):
             return None
+    seen = "all lie between 0 and 1" if found.shape[1] == 1 else "none is negative, and they add up to 1"
     return {
         "kind": "probabilities",
-        "seen": f"The outputs of {plan.config.model} look like probabilities: none is negative, and they add up to 1.",
+        "seen": f"The outputs of {plan.config.model} look like probabilities: {seen}.",
         "means": (
-            "Behind a softmax or a sigmoid the gradient of a sure answer is nearly zero, in float32 exactly zero, and "
+            "Behind a softmax or a sigmoid the gradient of a sure answer is nearly zero, in float32 often exactly, and "
             "an attack that follows it stands still; that does not make the model robust."
         ),
         "next": "Let the model return its logits, what goes into that last layer: leave the layer out.",

@@ -43,10 +43,14 @@ class Curve:
 
 @dataclass(frozen=True, eq=False)
 class FoolingCurves:
-    """Fooling ratio in percent over eps, one curve an attack, with 95 % Wilson intervals."""
+    """Fooling ratio in percent over eps, one curve an attack, with 95 % Wilson intervals.
+
+    among: the names of all curves that stand side by side with these, so that one name has one line everywhere.
+    """
 
     curves: tuple[Curve, ...]
     title: str = ""
+    among: tuple[str, ...] = ()
 
     @classmethod
     def from_table(cls, table: Any, *, judged_on: str | None = None, data: str = "") -> FoolingCurves:
@@ -95,7 +99,11 @@ class FoolingCurves:
     def _lines(self, ax: Any, legend: str) -> None:
         handles: list[tuple[float, Any, str]] = []
         orders = {curve.p for curve in self.curves}
-        for curve, style in zip(self.curves, line_styles([c.name for c in self.curves]), strict=True):
+        styles = line_styles([curve.name for curve in self.curves])  # two may have one name, in different norms
+        if self.among:
+            shared = dict(zip(self.among, line_styles(self.among), strict=True))
+            styles = [shared[curve.name] for curve in self.curves]
+        for curve, style in zip(self.curves, styles, strict=True):
             alpha = 0.16 if len(self.curves) <= 4 else 0.09  # many bands on top of each other would turn to mud
             ax.fill_between(curve.eps, curve.low, curve.high, color=style["color"], alpha=alpha, linewidth=0)
             (line,) = ax.plot(curve.eps, curve.percent, linewidth=1.8, markersize=5.5, **style)

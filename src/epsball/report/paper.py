@@ -17,7 +17,7 @@ from epsball.report.style import INK, MUTED, new_figure, save, show_image
 from epsball.report.tables import to_markdown
 from epsball.report.text import listed
 
-__all__ = ["figure3_markdown", "panel_grid", "save_figure1", "save_figure3", "table3_markdown"]
+__all__ = ["draw_figure3", "figure3_markdown", "panel_grid", "save_figure1", "save_figure3", "table3_markdown"]
 
 Record = Mapping[str, Any]
 
@@ -88,26 +88,32 @@ def save_figure3(record: Record, directory: Path) -> list[Path]:
     """Draw Figure 3, one file for each range: its networks two by two, the methods named once below them."""
     paths = []
     for number, label in enumerate(dict.fromkeys(panel["range"] for panel in record["panels"])):
-        panels = [panel for panel in record["panels"] if panel["range"] == label]
-        figure, axes = panel_grid(len(panels), 5.6, 4.1)
-        for ax, panel in zip(axes, panels, strict=True):
-            eps = np.array([0.0, *panel["eps"]])
-            curves = tuple(_curve(name, eps, values, panel["count"]) for name, values in panel["curves"].items())
-            FoolingCurves(curves, f"({panel['key']}) {panel['title']}, {label}, n = {panel['count']:,}").plot(ax)
-            for band in ax.collections:
-                band.set_alpha(0.04)  # ten bands on top of each other must not hide the curves
-            legend = ax.get_legend()
-            handles = dict(zip((text.get_text() for text in legend.get_texts()), legend.legend_handles, strict=True))
-            legend.remove()
-        if panels:
-            # In the order of the methods, the same under every figure.
-            names = [name for name in panels[0]["curves"] if name in handles]
-            columns = 5 if len(panels) > 1 else 3
-            style: dict[str, Any] = {"frameon": False, "labelcolor": INK, "fontsize": 10, "handlelength": 3.4}
-            labels = [method_name(name) for name in names]
-            figure.legend([handles[name] for name in names], labels, loc="outside lower center", ncols=columns, **style)
+        figure = draw_figure3([panel for panel in record["panels"] if panel["range"] == label])
         paths += save(figure, directory, f"figure3-{('unbounded', 'bounded')[number]}")
     return paths
+
+
+def draw_figure3(panels: Sequence[Record]) -> Any:
+    """Return a matplotlib figure of these panels: a method has one line in all of them, also where one has fewer."""
+    names = tuple(dict.fromkeys(name for panel in panels for name in panel["curves"]))
+    figure, axes = panel_grid(len(panels), 5.6, 4.1)
+    handles: dict[str, Any] = {}
+    for ax, panel in zip(axes, panels, strict=True):
+        eps = np.array([0.0, *panel["eps"]])
+        curves = tuple(_curve(name, eps, values, panel["count"]) for name, values in panel["curves"].items())
+        title = f"({panel['key']}) {panel['title']}, {panel['range']}, n = {panel['count']:,}"
+        FoolingCurves(curves, title, names).plot(ax)
+        for band in ax.collections:
+            band.set_alpha(0.04)  # ten bands on top of each other must not hide the curves
+        legend = ax.get_legend()
+        handles |= dict(zip((text.get_text() for text in legend.get_texts()), legend.legend_handles, strict=True))
+        legend.remove()
+    if panels:
+        shown = [name for name in names if name in handles]
+        style: dict[str, Any] = {"frameon": False, "labelcolor": INK, "fontsize": 10, "handlelength": 3.4}
+        style |= {"loc": "outside lower center", "ncols": 5 if len(panels) > 1 else 3}
+        figure.legend([handles[name] for name in shown], [method_name(name) for name in shown], **style)
+    return figure
 
 
 def panel_grid(count: int, width: float, height: float) -> tuple[Any, list[Any]]:
