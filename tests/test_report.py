@@ -934,3 +934,11 @@ def test_a_method_has_one_line_in_all_panels_of_figure_3_and_in_the_legend():
             name = next(name for name in names.values() if method_name(name) == text.get_text())
             assert {(handle.get_color(), handle.get_linestyle(), handle.get_marker())} == seen.pop(name)
         assert not seen
+
+
+def test_text_stands_left_and_numbers_right_in_a_markdown_table():
+    rows = [
+        {"a": "text", "b": 1.5, "c": "2.4", "d": "0.1 → 0.2", "e": None},
+        {"a": "1", "b": None, "c": "", "d": "", "e": 2},
+    ]
+    assert to_markdown(rows).splitlines()[1] == "| --- | ---: | ---: | --- | ---: |"

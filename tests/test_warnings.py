@@ -216,11 +216,16 @@ def sigmoid():
 
 def logits():
     return Sure(torch.nn.Identity())
+
+def positive():
+    return Sure(torch.nn.Softplus())
 """
 
 
 @pytest.mark.filterwarnings("ignore:the model's outputs look like probabilities")
-@pytest.mark.parametrize(("last", "outputs", "warned"), [("softmax", 10, 1), ("sigmoid", 1, 1), ("logits", 10, 0)])
+@pytest.mark.parametrize(
+    ("last", "outputs", "warned"), [("softmax", 10, 1), ("sigmoid", 1, 1), ("logits", 10, 0), ("positive", 10, 0)]
+)
 def test_outputs_that_are_probabilities_are_warned_of_everywhere(tmp_path, last, outputs, warned):
     (tmp_path / "m.py").write_text(SOFTMAX.format(outputs=outputs))
     x = np.random.default_rng(0).random((40, 1, 8, 8), dtype=np.float32)
