@@ -3,7 +3,7 @@
 The floor of T steps is T x (one forward + one backward to the input, parameters frozen) on one batch. DeepFool is
 held against the floor of the passes that it makes: the same forwards and backwards on batches of the same sizes.
 
-    python benchmarks/overhead.py [--repeats 5] [--networks lenet5,conv] [--out FILE.json]
+    python -m benchmarks.overhead [--repeats 5] [--networks lenet5,conv] [--out FILE.json]
 """
 
 from __future__ import annotations

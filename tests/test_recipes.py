@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 import epsball as eb
+from epsball import working_set
 from epsball.errors import Status
 from epsball.recipes import find
 from helpers import (
@@ -155,7 +156,7 @@ def test_passes_are_those_counted_from_outside(case):
 
 
 @pytest.mark.parametrize("case", TWO, **by_name)
-def test_a_sample_gets_the_same_perturbation_alone_in_any_batch_and_order(case):
+def test_a_sample_gets_the_same_perturbation_alone_in_any_batch_and_order(case, monkeypatch):
     model, x = network("tanh"), images(6, seed=4)
     target, ids = case.target(model, x, wrong=2), torch.tensor([7, 3, 900, 0, 41, 5])
     attack = case.attack(bounds=(0.0, 1.0))
@@ -170,6 +171,9 @@ def test_a_sample_gets_the_same_perturbation_alone_in_any_batch_and_order(case):
     for rows in ([[i] for i in range(6)], [[4, 1], [5, 0, 3, 2]], [[5, 4, 3, 2, 1, 0]], [[0, 1, 2, 3, 4, 5]]):
         for part in rows:
             check(part, attack(model, x[part], target[part], seed=3, sample_id=ids[part]))
+    with monkeypatch.context() as patch:
+        patch.setattr(working_set, "_BYTES", 1)  # every sample passes through the model by itself
+        check(range(6), attack(model, x, target, seed=3, sample_id=ids))
 
     numbered = attack(model, x, target, seed=3, sample_id=torch.arange(6))
     torch.testing.assert_close(attack(model, x, target, seed=3).perturbed, numbered.perturbed, rtol=0, atol=0)

@@ -183,14 +183,28 @@ class Attack:
                 stack.enter_context(several_backwards())
             if self.prepare is not None and self.formulation.uses_model:
                 problem.prepare(self.prepare, self.constraint.bounds)
-            results: list[AttackResult] = []
-            for attack in attacks:
-                if nested and results and bool(results[-1].success.any()):
-                    results.append(_go_on(attack, problem, results[-1], started))
-                else:
-                    results.append(run(attack, problem, started, shared=len(attacks) > 1))
+            found: list[list[AttackResult]] = []
+            for index, part in problem.parts():
+                found.append(_grid([attack._take(index) for attack in attacks], part, nested, started))
                 started = time.perf_counter()
-            return [replace(result, prepared=problem.prepared) for result in results]
+            return [
+                replace(AttackResult.joined(results), prepared=problem.prepared) for results in zip(*found, strict=True)
+            ]
+
+    def _take(self, index: Tensor) -> Attack:
+        return replace(self, constraint=self.constraint.take(index))
+
+
+def _grid(attacks: list[Attack], problem: Problem, nested: bool, started: float) -> list[AttackResult]:
+    """Attack the same samples at each budget."""
+    results: list[AttackResult] = []
+    for attack in attacks:
+        if nested and results and bool(results[-1].success.any()):
+            results.append(_go_on(attack, problem, results[-1], started))
+        else:
+            results.append(run(attack, problem, started, shared=len(attacks) > 1))
+        started = time.perf_counter()
+    return results
 
 
 def _go_on(attack: Attack, problem: Problem, before: AttackResult, started: float) -> AttackResult:
@@ -198,8 +212,8 @@ def _go_on(attack: Attack, problem: Problem, before: AttackResult, started: floa
     left = (~before.success).nonzero()[:, 0]
     if len(left) == 0:
         return before.merge(None, left, time.perf_counter() - started)
-    part = replace(attack, constraint=attack.constraint.take(left))
-    return before.merge(run(part, problem.take(left), started, shared=True), left, time.perf_counter() - started)
+    fresh = run(attack._take(left), problem.take(left), started, shared=True)
+    return before.merge(fresh, left, time.perf_counter() - started)
 
 
 def _check_nested(formulation: Formulation, eps: Sequence[float | Tensor]) -> None:

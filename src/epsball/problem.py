@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -17,6 +17,7 @@ from epsball.prepare import Prepared, prepared, settled
 from epsball.randomness import Generators
 from epsball.target_model import TargetModel, stacked
 from epsball.validation import check_model, check_scores
+from epsball.working_set import Largest, cut
 
 __all__ = ["Problem", "look_like_probabilities"]
 
@@ -41,9 +42,10 @@ class Problem:
         self.convolutional = any(m.convolutional for m in self._models)
         self.prepared: str | None = None  # how the copies that are crafted on were made
         self._gap = 0.0
+        largest = Largest()
         # One sample is enough to know the outputs' shape; the whole batch only where its outputs are needed.
         whole = target is None or objective.needs_clean
-        raw = _probe(judge, x, whole=whole)
+        raw = _probe(judge, x, largest, whole=whole)
         objective = objective.resolve(raw, target)
         self.classifies = objective.classifies
         if self.classifies:
@@ -56,7 +58,7 @@ class Problem:
             _warn_of_probabilities(judge, raw, x)
         for surrogate in surrogates:
             check_model(surrogate.model, x)
-            raw = _probe(surrogate, x, whole=False)
+            raw = _probe(surrogate, x, largest, whole=False)
             scores = check_scores(two_class(raw), 1, what="each surrogate")
             if scores.shape[1] != outputs.shape[1]:
                 raise InputError(
@@ -64,16 +66,25 @@ class Problem:
                 )
             _warn_of_probabilities(surrogate, raw, x)
         self._first: Expansion | GaussNewton | None = None
+        self._largest = largest.bytes
 
     def prepare(self, how: str, bounds: tuple[float | Tensor, float | Tensor] | None) -> None:
         """Craft on copies of the models, made as `epsball.prepare` says; what is judged stays with the model itself."""
         # Mapped in C, without a frame: a warning names the caller's line.
-        models = list(map(partial(prepared, x=self.x, prepare=how, bounds=bounds), self._models))
+        some = self.x[cut(len(self.x), self._largest)[0]]
+        models = list(map(partial(prepared, x=some, prepare=how, bounds=bounds), self._models))
         copies = [model if isinstance(model, Prepared) else None for model in models]
         forms = ["none" if made is None else "+".join(made.form) for made in copies]
         self._gap = max(0.0 if made is None else made.gap for made in copies)
         self.crafter = stacked(models) if self.transfers else models[0]
         self.prepared = None if set(forms) == {"none"} else ", ".join(dict.fromkeys(forms))
+
+    def parts(self) -> Iterator[tuple[Tensor, Problem]]:
+        """Yield parts of the batch that pass through the models the faster for being small, and who is in them."""
+        everyone = torch.arange(len(self.x), device=self.x.device)
+        slices = cut(len(self.x), self._largest)
+        for rows in slices:
+            yield everyone[rows], self if len(slices) == 1 else self.take(everyone[rows])
 
     def take(self, index: Tensor) -> Problem:
         """Keep some samples, and what is known of them."""
@@ -131,26 +142,28 @@ class Problem:
         return expansion
 
 
-def _probe(model: TargetModel, x: Tensor, *, whole: bool) -> Tensor:
+def _probe(model: TargetModel, x: Tensor, largest: Largest, *, whole: bool) -> Tensor:
     """Return the outputs of the first sample, or of the whole batch, of a model that treats each sample alone.
 
     Refuses dropout, batch statistics and whatever else makes a sample's output change from call to call or with the
     samples beside it: the first sample must come out the same alone and beside others, up to rounding.
     """
-    if model.randomised:
+    if model.randomised:  # in parts it would draw otherwise
         with torch.no_grad():
             return model(x if whole else x[:1])
     # Half a sample is another one, and as good an input as the sample where entries count or name something.
     pair = x[:2] if len(x) > 1 else torch.cat([x, 0.5 * x])
     with torch.no_grad():
         try:
-            alone = model(x[:1])
+            with largest.watch(model, x):
+                alone = model(x[:1])
         except ValueError as error:
             if "more than 1 value per channel" in str(error):
                 raise _dependent("normalises with the statistics of the batch") from error
             raise
-        outputs = model(x) if whole and len(x) > 1 else alone
-        beside = outputs if whole and len(x) > 1 else model(pair)
+        slices = cut(len(x), largest.bytes)
+        outputs = torch.cat([model(x[rows]) for rows in slices]) if whole and len(x) > 1 else alone
+        beside = outputs if whole and slices[0].stop > 1 else model(pair)
         if beside.shape[1:] != alone.shape[1:]:
             raise InputError(
                 f"expected outputs (B, *O) with the same O for every batch, got {tuple(alone.shape)} for one sample "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -72,6 +73,19 @@ class AttackResult:
             for place, ended in zip(index.tolist(), fresh.status, strict=True):
                 status[place] = ended
         return replace(self, status=tuple(status), seconds=seconds, **values)
+
+    @classmethod
+    def joined(cls, parts: Sequence[AttackResult]) -> AttackResult:
+        """Return the result of all samples of the parts, one after the other."""
+        if len(parts) == 1:
+            return parts[0]
+        values: dict[str, Any] = {
+            field.name: torch.cat([getattr(part, field.name) for part in parts])
+            for field in fields(cls)
+            if isinstance(getattr(parts[0], field.name), Tensor)
+        }
+        status = tuple(ended for part in parts for ended in part.status)
+        return replace(parts[0], status=status, seconds=sum(part.seconds for part in parts), **values)
 
     def having(self, status: Status) -> Tensor:
         """Tell which samples ended with this status, (B,) bool."""

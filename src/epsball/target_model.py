@@ -84,7 +84,7 @@ class TargetModel:
         return selected
 
     def __enter__(self) -> Self:
-        for module in self._modules():
+        for module in self.modules():
             self._modes += [(m, m.training) for m in module.modules()]
             self._flags += [p for p in module.parameters() if p.requires_grad]
         # The flags themselves, as on exit: eval() and train() may be overridden with effects that nothing undoes.
@@ -114,19 +114,20 @@ class TargetModel:
 
     def parameters(self) -> list[nn.Parameter]:
         """Return the parameters of the wrapped module, none for a plain callable."""
-        return [p for module in self._modules() for p in module.parameters()]
+        return [p for module in self.modules() for p in module.parameters()]
 
     @property
     def convolutional(self) -> bool:
         """Whether the model contains a convolution (which decides how class gradients are batched)."""
         kinds = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-        modules = self._modules()
+        modules = self.modules()
         # A vectorised backward pass cannot draw random numbers.
         return (
             self.randomised or not modules or any(isinstance(m, kinds) for module in modules for m in module.modules())
         )
 
-    def _modules(self) -> list[nn.Module]:
+    def modules(self) -> list[nn.Module]:
+        """Return the wrapped module, or those that a plain callable holds."""
         if isinstance(self.model, nn.Module):
             return [self.model]
         return list(dict.fromkeys(_held(self.model, 3)))

@@ -20,6 +20,7 @@ from epsball.sets import LpBall
 from epsball.target_model import TargetModel
 from epsball.tensors import norm
 from epsball.validation import check_batch, check_count, check_labels, check_model, check_p
+from epsball.working_set import Largest, cut
 
 __all__ = ["Robustness", "first_order_distance", "robustness"]
 
@@ -102,14 +103,20 @@ def first_order_distance(
     ball = LpBall(p=p, eps=1.0, weights=weights)
     if len(x) == 0:
         return x.new_zeros(0)
+    largest = Largest()
     with TargetModel(model) as judge:
-        objective = Margin("all")
-        with torch.no_grad():
-            objective.check(two_class(judge(x[:1])), target, len(x))
-        expansion = Linear().expand(
-            lambda points: two_class(judge(points)), objective, x, target, convolutional=judge.convolutional
-        )
-    reach = torch.stack([ball.support(expansion.gradient[:, c], x) for c in range(expansion.value.shape[1])], 1)
+        with torch.no_grad(), largest.watch(judge, x[:1]):
+            Margin("all").check(two_class(judge(x[:1])), target, len(x))
+        parts = cut(len(x), largest.bytes)
+        found = [_first_order(judge, x[rows], target[rows], ball) for rows in parts]
+    return torch.cat(found)
+
+
+def _first_order(judge: TargetModel, x: Tensor, target: Tensor, ball: LpBall) -> Tensor:
+    expansion = Linear().expand(
+        lambda points: two_class(judge(points)), Margin("all"), x, target, convolutional=judge.convolutional
+    )
+    reach = torch.stack([ball.support(gradient, x) for gradient in expansion.gradient.unbind(1)], 1)
     margin = -expansion.value
     return torch.where(margin <= 0, 0.0, margin / reach).amin(1)
 

@@ -21,9 +21,7 @@ from epsball.experiments.paper.parts import Parts
 
 __all__ = ["Loaded", "Setting"]
 
-#: Activations of more CIFAR-10 images at a time fit neither the caches nor the blocks that the allocator keeps: a pass
-#: through DenseNet-40 takes twice as long an image at 128 as at 32 (2 CPU cores).
-_BATCH, _BATCH_IN_COLOUR = 250, 32
+_BATCH = 250
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +40,7 @@ class Setting:
     """What all tables and figures take.
 
     out         folder for the record, the rows, the tables and the figures
-    batch_size  samples at a time; None: what each network is fast with
+    batch_size  samples at a time; None: 250
     limit       test images of each network: the first so many for classifiers, of a seeded order for regressors
     weights     NETWORK: file, instead of the weights that come with epsball
     panels      letters of the panels to make, "" for all
@@ -119,8 +117,7 @@ class Setting:
             "code": _code(),
             **versions(),
         }
-        fast = _BATCH_IN_COLOUR if images.x[0].numel() > 1000 else _BATCH
-        return Loaded(model, images, given or "shipped with epsball", identity, self.batch_size or fast)
+        return Loaded(model, images, given or "shipped with epsball", identity, self.batch_size or _BATCH)
 
     def _train(self, network: str) -> Path:
         from epsball.training import train
