@@ -2,6 +2,7 @@
 
 import math
 
+import cvxpy as cp
 import numpy as np
 import pytest
 import torch
@@ -156,6 +157,35 @@ def test_a_scalar_regressor_is_closed_form(p, given):
         rows = np.array([i for i in range(5) if name[0] == "q" or residual[i] != residual[2] or not given])
         np.testing.assert_allclose(result.gain.numpy()[rows], best[rows], rtol=1e-6, err_msg=name)
         assert (result.norm <= 0.3 * (1.0 + 1e-9)).all()
+
+
+@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("name", sets(6))
+def test_one_output_is_solved_exactly_over_every_set(name, given):
+    """The worst of both signs of the slope, each by CVXPY: of two groups of all 3 pairs of groups."""
+    constraint = sets(6)[name]
+    layer, x = linear(1, 6, seed=4)
+    target = layer(x).detach() + (torch.tensor([[1.0], [-2.0], [0.1], [0.3], [5.0]]) if given else 0.0)
+    residual = (layer(x).detach() - target)[:, 0].numpy()
+    attack = eb.Attack(constraint, objective=eb.SquaredError(), local_model=eb.Quadratic())
+    result = attack(layer, x, target)
+    slope = layer.weight.detach().numpy()[0]
+    p = getattr(constraint, "p", math.inf)
+    weights = np.ones(6) if getattr(constraint, "weights", None) is None else constraint.weights.numpy()
+    for i in range(len(x)):
+        best = 0.0
+        for frozen in [[]] if isinstance(constraint, eb.LpBall) else [[0, 1], [2, 3], [4, 5]]:
+            delta = cp.Variable(6)
+            limits = [] if constraint.bounds is None else [x[i].numpy() + delta >= 0, x[i].numpy() + delta <= 1]
+            limits += [delta[j] == 0 for j in range(6) if j in frozen or weights[j] == 0]
+            scale = np.where(weights > 0, 1 / np.maximum(weights, 1e-9), 0.0)
+            limits.append(cp.norm(cp.multiply(scale, delta), math.inf if p == math.inf else p) <= constraint.eps)
+            for sign in (1.0, -1.0):
+                reach = cp.Problem(cp.Maximize(sign * slope @ delta), limits).solve(solver=cp.CLARABEL)
+                best = max(best, (sign * residual[i] + reach) ** 2)
+        assert float(result.gain[i]) == pytest.approx(best, rel=1e-5)
+    assert result.exact.all()
+    assert (result.jvps <= 2).all()
 
 
 def test_of_two_steps_that_the_model_holds_for_equal_the_true_model_chooses():

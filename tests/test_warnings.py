@@ -238,3 +238,37 @@ def test_outputs_that_are_probabilities_are_warned_of_everywhere(tmp_path, last,
         assert warning["seen"][:30] in terminal
         assert ("they add up to 1" if outputs == 10 else "all lie between 0 and 1") in warning["seen"]
         assert warning["next"] in page
+
+
+KNOWS = """
+import torch
+
+class Knows(torch.nn.Module):
+    def forward(self, x):
+        return 9.0 * x.flatten(1)[:, :4]
+
+def make():
+    return Knows()
+"""
+
+
+@pytest.mark.parametrize(
+    ("right", "count", "classes", "warned"),
+    [(0, 40, 4, 1), (10, 40, 4, 1), (15, 40, 4, 1), (16, 40, 4, 0), (40, 40, 4, 0), (0, 16, 4, 0), (0, 40, 1, 0)],
+)
+def test_a_model_that_only_guesses_is_warned_of(tmp_path, right, count, classes, warned):
+    """Of 40 samples of 4 classes a guess gets 10 right, and two standard deviations more are 15.5."""
+    (tmp_path / "m.py").write_text(KNOWS)
+    y = np.arange(count) % classes
+    x = np.full((count, 5), 0.2, dtype=np.float32)
+    x[np.arange(count), np.where(np.arange(count) < right, y, (y + 1) % 4)] = 0.8
+    np.savez(tmp_path / "d.npz", x=x, y=y)
+    words = ("--model", f"{tmp_path / 'm.py'}:make", "--data", tmp_path / "d.npz", "--attacks", "fgsm,alg1")
+    found, terminal, page = evaluate(tmp_path / "run", *words, "--eps", "0.02,0.05", "--batch-size", 7)
+    found = [warning for warning in found if warning["kind"] == "chance"]
+    assert len(found) == warned
+    for warning in found:
+        assert f"classifies {right} of {count} samples correctly" in warning["seen"]
+        assert f"among {classes} classes" in warning["seen"]
+        assert warning["seen"][:30] in terminal
+        assert warning["next"][:40] in page

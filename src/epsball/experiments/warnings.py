@@ -20,10 +20,18 @@ from epsball.target_model import TargetModel
 
 __all__ = ["warnings_of", "wrong_from_the_start"]
 
+_ENOUGH = 20  # samples from which on a share says something
+
 
 def warnings_of(plan: Plan, chunks: Iterable[Chunk]) -> list[dict[str, str]]:
     """Return the warnings of a run: kind, what was seen, what it means, and what to do next."""
-    found = [_probabilities(plan), _zero_gradients(plan, chunks), *signs_of_masking(plan, chunks), *_wide(plan)]
+    found = [
+        _probabilities(plan),
+        _chance(plan, chunks),
+        _zero_gradients(plan, chunks),
+        *signs_of_masking(plan, chunks),
+        *_wide(plan),
+    ]
     return [warning for warning in found if warning is not None]
 
 
@@ -57,6 +65,37 @@ def _probabilities(plan: Plan) -> dict[str, str] | None:
             "an attack that follows it stands still; that does not make the model robust."
         ),
         "next": "Let the model return its logits, what goes into that last layer: leave the layer out.",
+    }
+
+
+def _chance(plan: Plan, chunks: Iterable[Chunk]) -> dict[str, str] | None:
+    """Warn of a classifier that is right no more often than guessing among the classes that occur would be."""
+    first: tuple[str, float] | None = None
+    right, targets = 0, []
+    for chunk in chunks:
+        first = first or ((chunk.attack, chunk.eps) if chunk.main else None)
+        if chunk.main and (chunk.attack, chunk.eps) == first and "clean_prediction" in chunk.columns:
+            right += int((~wrong_from_the_start(chunk)).sum())
+            targets.append(chunk.columns["target"])
+    seen = np.concatenate(targets) if targets else np.zeros(0)
+    classes, count = len(np.unique(seen)), len(seen)
+    if classes < 2 or count < _ENOUGH:
+        return None
+    share = 1.0 / classes
+    if right > count * share + 2.0 * math.sqrt(count * share * (1.0 - share)):
+        return None
+    return {
+        "kind": "chance",
+        "seen": (
+            f"{plan.config.model} classifies {right:,} of {count:,} samples correctly, no more than guessing among "
+            f"{classes} classes would."
+        ),
+        "means": "What is measured on a model that does not know its task says nothing of a trained one.",
+        "next": (
+            "Check that the weights are those of the trained model (--weights), that the inputs are prepared as in its "
+            "training (--mean, --std, --resize, --channel-order), and that its classes have the data's numbers: those "
+            "of a folder are numbered in the order of their names."
+        ),
     }
 
 

@@ -19,6 +19,7 @@ from epsball.solvers.power import ascend
 from epsball.solvers.sign_patterns import ENUMERATED, best_groups, group_grams, table_of
 from epsball.solvers.trust_region import trust_region
 from epsball.solvers.view import View
+from epsball.tensors import expand
 
 __all__ = ["QuadraticOptions", "solve_quadratic"]
 
@@ -96,8 +97,9 @@ def solve_quadratic(
 ) -> Step:
     """Solve max ‖r + Jδ‖² over δ in C(x): problems (12), (13) and (18) of the paper; δ (B, *S).
 
-    Global, up to its tolerance, for p = 2 and p = 1 without bounds, for p = inf with up to 12 entries and for one group
-    of up to 12 entries; otherwise the best of several local solutions (`Step.exact` says which).
+    Global for one output over any set; up to its tolerance for p = 2 and p = 1 without bounds, for p = inf with up to
+    12 entries and for one group of up to 12 entries; otherwise the best of several local solutions (`Step.exact` says
+    which).
     """
     eps = constraint.eps_of(point)
     down, up = (bound.abs().flatten(1) for bound in constraint.room(point))
@@ -109,6 +111,8 @@ def solve_quadratic(
         boxed, eps = largest <= eps, torch.minimum(eps, largest)
         if not eps.isfinite().all():
             raise InputError("expected a finite eps, or finite bounds in every entry, got neither; give eps.")
+    if model.entries[1] == 1:
+        return _one_output(model, constraint, point)
     # Samples whose problems are of different kinds are solved apart, as each would be alone.
     kind = 2 * (boxed & (getattr(constraint, "p", math.inf) != math.inf)) + (model.residual != 0).any(1)
     if bool((kind != kind[0]).any()):
@@ -136,6 +140,17 @@ def solve_quadratic(
     mirror = torch.minimum(torch.maximum(-delta, -down), up).view_as(point) if mirrored else None
     feasible = problem.flags(True)
     return Step(delta.view_as(point), feasible, exact=exact, kkt=kkt, mirror=mirror)
+
+
+def _one_output(model: GaussNewton, constraint: ConstraintSet, point: Tensor) -> Step:
+    """Solve max (r + ⟨g, δ⟩)² for one output: the set's answer to g or to -g, exact."""
+    slope = model.probe().view_as(point)  # along g, whichever way
+    ways = [constraint.lmo(way, point) for way in (slope, -slope)]
+    first, second = (model.value(delta.flatten(1)) for delta in ways)
+    turn = expand(second > first, point)
+    delta, mirror = torch.where(turn, ways[1], ways[0]), torch.where(turn, ways[0], ways[1])
+    always = torch.ones_like(first, dtype=torch.bool)
+    return Step(delta, always, exact=always, kkt=torch.full_like(first, math.nan), mirror=mirror)
 
 
 def _apart(
