@@ -42,6 +42,7 @@ SCHEMA = {
     "norm_linf": "double",
     "psnr_in": "double",
     "psnr_out": "double",
+    "groups": "int64",
     "forwards": "int64",
     "backwards": "int64",
     "jvps": "int64",

@@ -175,6 +175,10 @@ def _show_fooling(result: RunResult) -> None:
     write("", f"{name} on {_data(result)}, {clean}")
     _console().print(table)
     write(f"of the {count:,} correctly classified samples, {orders} norm; passes: through the network, mean a sample")
+    for row in rows:
+        if row["median_groups"] is not None and row["eps"] == shown[-1]:
+            changed = f"{row['median_groups']:g} {result.manifest['groups']['of']}"
+            write(f"{row['attack']} changes {changed} of a fooled sample at eps = {row['eps']:g} (median)")
 
 
 def show_transfer(result: RunResult) -> None:

@@ -164,8 +164,14 @@ Target = Annotated[
         "input|output|data",
     ),
 ]
-Groups = Annotated[str, _option("What group attacks change: pixels, patches:SIZE or channels.", "GROUPS")]
-K = Annotated[int, _option("How many groups a group attack changes, in each of its steps.")]
+Groups = Annotated[
+    str | None,
+    _option(
+        "What group attacks change: pixels (default), patches:SIZE or channels; nearest then changes as few as it can.",
+        "GROUPS",
+    ),
+]
+K = Annotated[int | None, _option("How many groups a group attack changes, in each of its steps; default: one.")]
 
 
 def names(text: str | None) -> tuple[str, ...]:

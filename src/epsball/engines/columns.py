@@ -15,24 +15,31 @@ from epsball.errors import Status
 from epsball.metrics.psnr import psnr
 from epsball.objectives import as_objective, two_class
 from epsball.result import AttackResult
+from epsball.sets import Groups
+from epsball.sets.base import ConstraintSet
 from epsball.target_model import TargetModel
 from epsball.tensors import norm
 
-__all__ = ["STATUSES", "Array", "as_array", "classified", "measured", "regressed", "transferred"]
+__all__ = ["NO_GROUPS", "STATUSES", "Array", "as_array", "classified", "measured", "regressed", "transferred"]
 
 Array = np.ndarray[Any, Any]
+NO_GROUPS = -1
 STATUSES = tuple(status.name for status in Status)
 _CODE = {status: code for code, status in enumerate(Status)}
 
 
-def measured(x: Tensor, result: AttackResult, peak: float) -> dict[str, Tensor]:
-    """Return the columns that depend neither on the task nor on who judges."""
+def measured(x: Tensor, result: AttackResult, constraint: ConstraintSet, peak: float) -> dict[str, Tensor]:
+    """Return the columns that depend neither on the task nor on who judges; groups: that changed, -1 of a ball."""
     eta = result.perturbation
+    groups = torch.full((len(x),), NO_GROUPS, dtype=torch.int64)
+    if isinstance(constraint, Groups):
+        groups = constraint.count(eta)
     return {
         "norm": result.norm,
         "norm_l1": norm(eta, 1.0),
         "norm_l2": norm(eta, 2.0),
         "norm_linf": norm(eta, math.inf),
+        "groups": groups,
         "psnr_in": psnr(x, result.perturbed, peak),
         "exact": result.exact,
         "forwards": result.forwards,

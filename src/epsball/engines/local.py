@@ -142,7 +142,7 @@ def do(job: Job, rows: slice, work: Work) -> Outcome:
         found = [(math.inf, free, free.success)]
     chunks, kept = [], {}
     for eps, result, success in found:
-        shared = columns.measured(x, result, work.peak) | {"sample_id": ids}
+        shared = columns.measured(x, result, job.attack.constraint, work.peak) | {"sample_id": ids}
         if work.regression is None:
             shared["target"] = target
             own = columns.classified(result, success)

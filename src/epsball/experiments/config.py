@@ -26,6 +26,7 @@ __all__ = ["COMMANDS", "RunConfig"]
 
 COMMANDS = ("evaluate", "attack", "robustness", "demo")
 DTYPES = ("float32", "float64")
+PIXELS = "pixels"  # the groups of group attacks where nothing is said
 SHARD = 1000  # samples, at least, where nothing is said
 
 Model = Callable[[Tensor], Tensor]
@@ -58,7 +59,7 @@ class RunConfig:
     steps        of every attack whose name and recipe leave it open; None: each recipe's own
     passes       the budget of the attacks that divide it into steps themselves; None: each recipe's own
     groups, k    of group attacks: "pixels", "patches:4" or "channels", and how many of them change (a step, where there
-                 are several)
+                 are several); None: one pixel. With groups, "nearest" is one of them and changes as few as it can
     bounds       "data" for the range of the data set, a pair, or None for no range
     lattice      perturbed inputs lie on the points lo + (hi - lo) k / lattice of the bounds, 255 for 8-bit images
     save         "png": of an "attack" run, every perturbed image at the largest eps as a file too; needs lattice 255
@@ -99,8 +100,8 @@ class RunConfig:
     transfer: bool = False
     task: str | None = None
     target: str | None = None
-    groups: str = "pixels"
-    k: int = 1
+    groups: str | None = None
+    k: int | None = None
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     resize: str | None = None
@@ -135,10 +136,9 @@ class RunConfig:
         check_p(self.p)
         check_seed(self.seed)
         check_count("batch_size", self.batch_size)
-        check_count("k", self.k)
         check_count("eot", self.eot)
         object.__setattr__(self, "prepare", check_prepare(self.prepare))
-        for name in ("steps", "passes", "limit", "lattice", "shard_size"):
+        for name in ("steps", "passes", "limit", "lattice", "shard_size", "k"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         if self.bounds != "data":
@@ -161,15 +161,16 @@ class RunConfig:
         twice = next((name for name in self.attacks if self.attacks.count(name) > 1), None)
         if twice is not None:
             raise InputError(f"expected each attack once, got {twice!r} twice; remove one.")
-        rows = [find(name) for name in self.attacks]
+        rows = [(row.over(self.groups), named) for row, named in map(find, self.attacks)]
         for name in self.attacks:
             check_attack(name, self.regresses)
-        if (self.groups, self.k) != ("pixels", 1) and not any(row.family == "groups" for row, _ in rows):
+        over = [row for row, _ in rows if row.family == "groups"]
+        if (self.groups is not None and not over) or (self.k is not None and all(r.formulation.follows for r in over)):
             raise InputError(
                 f"expected a group attack to use groups={self.groups!r}, k={self.k}, got {', '.join(self.attacks)}; "
-                "leave them out, or add one such as 'linear-pixel-3'."
+                "leave them out, or add one such as 'linear-pixel-3', or 'nearest', which takes no k."
             )
-        budgeted = [name for name, (row, _) in zip(self.attacks, rows, strict=True) if row.needs_eps]
+        budgeted = [name for name, (row, _) in zip(self.attacks, rows, strict=True) if row.formulation.budgeted]
         if budgeted and not self.eps:
             raise InputError(
                 f"expected eps, the budgets in units of x, for {budgeted[0]!r}, got none; give --eps 0.05."
@@ -267,8 +268,10 @@ class RunConfig:
         options: dict[str, Any] = {"surrogates": list(surrogates)} if "surrogates" in row.options else {}
         if "passes" in row.options and self.passes is not None:
             options["passes"] = self.passes
+        row = row.over(self.groups)
         if row.family == "groups":
-            options |= {"groups": partition(self.groups, shape or self.spec.input_shape), "k": self.k}
+            options["groups"] = partition(self.groups or PIXELS, shape or self.spec.input_shape)
+            options |= {} if row.formulation.follows else {"k": self.k or 1}
         return recipe(
             name,
             p=self.p,

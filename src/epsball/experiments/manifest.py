@@ -12,6 +12,7 @@ import torch
 
 from epsball.attack import Attack
 from epsball.engines.local import STATUSES, Chunk, Work
+from epsball.experiments.config import PIXELS
 from epsball.experiments.measures import describe
 from epsball.experiments.plan import Plan
 from epsball.experiments.warnings import warnings_of, wrong_from_the_start
@@ -19,6 +20,7 @@ from epsball.metrics import Robustness
 from epsball.metrics.intervals_student import student_interval
 from epsball.recipes import find
 from epsball.report.rows import count_ends
+from epsball.sets import Groups
 from epsball.solvers import FewestGroups, Formulation, MinNorm, NormConstrained, RandomPoint, ShrinkingBall
 
 __all__ = ["manifest"]
@@ -27,7 +29,7 @@ FORMULATIONS: dict[type[Formulation], str] = {
     NormConstrained: "norm-constrained",
     MinNorm: "minimal-norm",
     ShrinkingBall: "minimal-norm",
-    FewestGroups: "minimal-norm",
+    FewestGroups: "fewest groups",
     RandomPoint: "random",
 }
 
@@ -84,8 +86,10 @@ def manifest(
         content["transfer"] = {"attack": config.transferred, "networks": [config.model, *config.surrogates]}
     if work.regression is not None:
         content |= {"reference": plan.reference, "psnr_peak_out": work.regression.peak}
-    if any(find(name)[0].family == "groups" for name in plan.attacks):
-        content["groups"] = {"of": config.groups, "k": config.k}
+    over = [attack for attack in plan.attacks.values() if isinstance(attack.constraint, Groups)]
+    if over:
+        fewest = all(attack.formulation.follows for attack in over)
+        content["groups"] = {"of": config.groups or PIXELS, "k": None if fewest else config.k or 1}
     if measured is not None:
         content["robustness"] = describe(measured)
     return content
@@ -161,7 +165,7 @@ def _attack(name: str, attack: Attack) -> dict[str, Any]:
         "summary": row.summary,
         "reference": row.reference,
         "formulation": FORMULATIONS.get(type(attack.formulation), type(attack.formulation).__name__),
-        "family": row.family,
+        "family": "groups" if isinstance(attack.constraint, Groups) else row.family,
     }
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from epsball.data.optional import require
+from epsball.engines.columns import NO_GROUPS
 from epsball.engines.local import STATUSES, Chunk
 from epsball.experiments.grid import spread
 
@@ -142,6 +143,7 @@ def results_table(chunk: Chunk) -> Any:
         "status": pa.array(STATUSES, text).take(pa.array(columns["status"])),
         "exact": pa.array(columns["exact"]),
         **{name: each(name, number) for name in _NUMBERS},
+        "groups": pa.array(columns["groups"], whole, mask=columns["groups"] == NO_GROUPS),
         **{name: each(name, whole) for name in ("forwards", "backwards", "jvps")},
         "seconds": each("seconds", number),
         "crafted_on": same(chunk.crafted_on, text),

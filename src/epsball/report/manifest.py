@@ -106,6 +106,10 @@ class Manifest:
             return ""
         return self.text("of", "groups").partition(":")[0] or "groups"
 
+    def _groups(self) -> str:
+        count, of = self.text("k", "groups"), self.text("of", "groups")
+        return f"{count} × {of}" if count else f"as few {of} as possible"
+
     @property
     def minimal(self) -> list[str]:
         """The names of the minimal-norm attacks, which are run once, without a budget."""
@@ -173,7 +177,7 @@ class Manifest:
                     self.text("reference"), ""
                 ),
             ),
-            ("Groups", f"{self.text('k', 'groups')} × {self.text('of', 'groups')}" if self.part("groups") else ""),
+            ("Groups", self._groups() if self.part("groups") else ""),
             ("Valid range of x", f"{number(bounds[0])} to {number(bounds[1])}" if bounds else within),
             ("Seed", self.text("seed")),
             ("Number format", self.text("dtype").removeprefix("torch.")),

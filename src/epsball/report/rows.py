@@ -24,7 +24,7 @@ NUMBERS = (
 )
 COLUMNS = TEXT + NUMBERS
 # Of regression runs, or not yet there in the runs of earlier versions: NaN, and no passes, where a table has none.
-OPTIONAL = ("psnr_in", "psnr_out", "error_increase", "exact", "jvps")
+OPTIONAL = ("psnr_in", "psnr_out", "error_increase", "exact", "jvps", "groups")
 # What went wrong with a sample is counted as that, also where the model was wrong from the start.
 FAILURES = ("NON_FINITE", "CONSTRAINT_VIOLATED")
 # The norm that a row reports in its own p; another p has no column of its own.

@@ -44,6 +44,7 @@ HEADINGS = {
     "low": "95 % from",
     "high": "to",
     "median_norm": "median norm",
+    "median_groups": "median groups",
     "forwards": "forwards",
     "backwards": "backwards",
     "jvps": "JVPs",
@@ -75,6 +76,7 @@ def fooling_table(table: Any) -> list[Row]:
     of the table and eps ascending. n: the samples classified correctly without a perturbation, the only ones that
     count; fooled, percent: how many of them and what share succeed; low, high: the 95 % Wilson interval in percent.
     median_norm: over the fooled samples, in the row's own p; None where nothing was fooled or p is not 1, 2 or inf.
+    median_groups: how many groups changed in them; None of attacks that are not over groups.
     forwards, backwards, seconds_per_1000: means over every sample that was run, not only those that count. percent is
     None where n = 0. Raises InputError for a table without the columns of a run.
     """
@@ -119,7 +121,7 @@ def cost_table(table: Any) -> list[Row]:
 def _fooling_row(columns: Columns, values: Row, index: Any) -> Row:
     n, fooled = int(columns.correct[index].sum()), int(columns.fooled[index].sum())
     low, high = wilson_interval(fooled, n)
-    norms = columns.norm[index][columns.fooled[index]]
+    norms, groups = columns.norm[index][columns.fooled[index]], columns["groups"][index][columns.fooled[index]]
     return values | {
         "steps": whole(columns["steps"][index]),
         "n": n,
@@ -128,6 +130,7 @@ def _fooling_row(columns: Columns, values: Row, index: Any) -> Row:
         "low": 100.0 * low,
         "high": 100.0 * high,
         "median_norm": float(np.median(norms)) if len(norms) and np.isfinite(norms).all() else None,
+        "median_groups": float(np.median(groups)) if len(groups) and np.isfinite(groups).all() else None,
         **{key: value for key, value in cost(columns, index).items() if key != "jvps"},
     }
 

@@ -1,0 +1,59 @@
+"""Group attacks from the command line: what they change, and how it is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from typer.testing import CliRunner
+
+import epsball as eb
+from epsball import data, networks
+from epsball.cli.app import app
+
+
+@pytest.mark.parametrize("groups", ["pixels", "patches:4"])
+def test_the_command_line_finds_the_fewest_groups(tmp_path: Path, groups: str) -> None:
+    words = ["--model", "digits-cnn", "--attacks", "nearest,linear-pixel-2,fgsm", "--eps", "0.5,1", "--limit", "12"]
+    words += ["--groups", groups, "--passes", "60", "--out", str(tmp_path / "r")]
+    result = CliRunner().invoke(app, ["evaluate", *words])
+    assert result.exit_code == 0, result.output
+    size = 1 if groups == "pixels" else 4
+    digits, model = data.load("digits", limit=12), networks.load("digits-cnn")
+    table = pq.read_table(tmp_path / "r" / "results.parquet").to_pylist()
+    for eps in (0.5, 1.0):
+        own = eb.recipe("nearest", groups=eb.patches(size), eps=eps, bounds=(0.0, 1.0), passes=60)
+        found = own(model, digits.x, digits.target, sample_id=digits.ids)
+        changed = (found.perturbation != 0).unfold(2, size, size).unfold(3, size, size).flatten(4).any(4)
+        rows = [row for row in table if row["attack"] == "nearest" and row["eps"] == eps]
+        assert [row["groups"] for row in rows] == changed.flatten(1).sum(1).tolist()
+        assert [row["success"] for row in rows] == found.success.tolist()
+        median = np.median(
+            [row["groups"] for row in rows if row["success"] and row["target"] == row["clean_prediction"]]
+        )
+    assert f"nearest changes {median:g} {groups} of a fooled sample at eps = 1 (median)" in " ".join(
+        result.stdout.split()
+    )
+    assert {row["groups"] for row in table if row["attack"] == "fgsm"} == {None}
+    assert all(row["groups"] <= 2 for row in table if row["attack"] == "linear-pixel-2")
+    manifest = json.loads((tmp_path / "r" / "manifest.json").read_text())
+    assert manifest["groups"] == {"of": groups, "k": 1}
+    assert {row["name"]: row["family"] for row in manifest["attacks"]}["nearest"] == "groups"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--attacks", "nearest", "--groups", "pixels", "--eps", "0.5", "--k", "2"], "nearest', which takes no k"),
+        (["--attacks", "nearest", "--k", "2"], "which takes no k"),
+        (["--attacks", "nearest", "--groups", "pixels"], "expected eps"),
+        (["--attacks", "nearest", "--groups", "pixels", "--eps", "0.5", "--p", "2"], "p = inf"),
+    ],
+)
+def test_what_the_command_line_cannot_mean_is_refused(tmp_path: Path, words: list[str], said: str) -> None:
+    result = CliRunner().invoke(app, ["evaluate", "--model", "digits-cnn", *words, "--out", str(tmp_path / "r")])
+    assert result.exit_code != 0
+    assert said in f"{result.output} {result.exception}"
