@@ -38,7 +38,7 @@ def load(path: Location, split: str, limit: int | None = None, *, skip_bad: bool
         base, chosen = path / split, split
         _inside(base, root, Skipper())
     files, labels, classes = _list(base, root, skipper)
-    count = len(files)
+    count = len(files) + len(skipper.found)  # with what is not even opened, such as links out of the folder
     chosen_files = files[:limit]
     opened = ((str(file), cast(Callable[[], BinaryIO], partial(file.open, "rb"))) for file in chosen_files)
     x, places = read_images(opened, len(chosen_files), skipper)
