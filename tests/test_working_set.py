@@ -55,6 +55,22 @@ def test_the_largest_tensor_is_that_of_all_layers():
     assert largest_of(lambda x: x.flatten(1), torch.zeros(1, 1, 8, 8)) == 0  # nothing to watch
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("form", ["script", "trace", "export"])
+def test_programs_without_layers_are_measured_by_their_operations(form):
+    """The transposed weight of the last layer is larger than any tensor, and not one of a sample."""
+    model = nn.Sequential(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 10)).eval()
+    x = torch.rand(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    if form == "export":
+        free = ({0: torch.export.Dim("batch")},)
+        program = torch.export.export(model, (x,), dynamic_shapes=free).module()
+    else:
+        program = torch.jit.script(model) if form == "script" else torch.jit.trace(model, x)
+    assert largest_of(program, x[:1]) == 4 * 6 * 36
+    attack, target = eb.recipe("pgd", p=math.inf, eps=0.1, steps=3), model(x).argmax(1)
+    torch.testing.assert_close(attack(program, x, target).perturbed, attack(model, x, target).perturbed)
+
+
 def test_a_compiled_model_is_compiled_once_and_not_for_being_watched():
     graphs = []
 

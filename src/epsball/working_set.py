@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from epsball.target_model import TargetModel
@@ -22,7 +23,7 @@ _BYTES = 8 * 2**20
 
 
 class Largest:
-    """The bytes of the largest tensor that a model's modules take or return for one sample; 0 while it is unknown."""
+    """The bytes of the largest tensor that a model's layers take or return for one sample; 0 while it is unknown."""
 
     def __init__(self) -> None:
         self.bytes = 0
@@ -32,17 +33,41 @@ class Largest:
         """Note the tensors of one pass over one sample x (1, *S)."""
         modules = [] if x.device.type != "cpu" else [m for held in model.modules() for m in held.modules()]
         if any(_compiled(m) for m in modules):
-            modules = []  # a hook would have it compiled once more
-        handles = [module.register_forward_hook(self._note) for module in modules]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+            yield  # a hook would have it compiled once more
+        elif any(isinstance(m, (torch.jit.ScriptModule, torch.fx.GraphModule)) for m in modules):
+            with _Operations(self, modules):  # these have no layers to hook
+                yield
+        else:
+            handles = [module.register_forward_hook(self._note) for module in modules]
+            try:
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()
+
+    def see(self, tensors: Any) -> None:
+        """Take in whatever tensors there are in a structure."""
+        sizes = (t.numel() * t.element_size() for t in tree_leaves(tensors) if isinstance(t, Tensor))
+        self.bytes = max(self.bytes, *sizes, 0)
 
     def _note(self, module: nn.Module, given: Any, returned: Any) -> None:
-        sizes = (t.numel() * t.element_size() for t in tree_leaves((given, returned)) if isinstance(t, Tensor))
-        self.bytes = max(self.bytes, *sizes, 0)
+        self.see((given, returned))
+
+
+class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees what every operation makes. Not for models with compiled parts: these would never be compiled again."""
+
+    def __init__(self, largest: Largest, modules: list[nn.Module]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        held = (t for m in modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False)))
+        self._largest, self._held = largest, {t.untyped_storage().data_ptr() for t in held}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        returned = func(*args, **(kwargs or {}))
+        tensors = [t for t in tree_leaves(returned) if isinstance(t, Tensor)]
+        # A transposed weight is no new tensor.
+        self._largest.see([t for t in tensors if t.untyped_storage().data_ptr() not in self._held])
+        return returned
 
 
 def cut(batch: int, largest: int) -> list[slice]:
