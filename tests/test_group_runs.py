@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 import epsball as eb
 from epsball import data, networks
 from epsball.cli.app import app
+from epsball.experiments.compare import compare_runs
+from epsball.experiments.config import RunConfig
 
 
 @pytest.mark.parametrize("groups", ["pixels", "patches:4"])
@@ -40,8 +42,32 @@ def test_the_command_line_finds_the_fewest_groups(tmp_path: Path, groups: str) -
     assert {row["groups"] for row in table if row["attack"] == "fgsm"} == {None}
     assert all(row["groups"] <= 2 for row in table if row["attack"] == "linear-pixel-2")
     manifest = json.loads((tmp_path / "r" / "manifest.json").read_text())
-    assert manifest["groups"] == {"of": groups, "k": 1}
+    assert manifest["groups"] == {"of": groups, "k": 1, "fewest": ["nearest"]}
+    assert f"1 × {groups}; nearest: as few as possible" in (tmp_path / "r" / "report.html").read_text()
     assert {row["name"]: row["family"] for row in manifest["attacks"]}["nearest"] == "groups"
+
+
+def test_configurations_of_earlier_versions_are_read() -> None:
+    """They name one pixel where nothing was given."""
+    for attack, left in (("fgsm", (None, None)), ("linear-pixel-2", (None, None)), ("nearest", ("pixels", 1))):
+        given = RunConfig("evaluate", "digits-cnn", attacks=(attack, "pgd"), eps=(0.1,)).to_dict()
+        given |= {"groups": "pixels", "k": 1}
+        if attack == "nearest":
+            with pytest.raises(eb.InputError, match="takes no k"):
+                RunConfig.from_dict(given)
+        else:
+            again = RunConfig.from_dict(given)
+            assert (again.groups, again.k) == left
+
+
+def test_equal_groups_said_and_unsaid_are_no_difference(tmp_path: Path) -> None:
+    for name, words in (("a", []), ("b", ["--groups", "pixels", "--k", "1"]), ("c", ["--k", "2"])):
+        common = ["evaluate", "--model", "digits-cnn", "--attacks", "linear-pixel-2", "--eps", "0.5", "--limit", "12"]
+        result = CliRunner().invoke(app, [*common, *words, "--out", str(tmp_path / name)])
+        assert result.exit_code == 0, result.output
+    same, other = (compare_runs(tmp_path / "a", tmp_path / name) for name in ("b", "c"))
+    assert not same.notes
+    assert other.notes == ("k is 1 in the first run and 2 in the second.",)
 
 
 @pytest.mark.parametrize(

@@ -188,6 +188,15 @@ def test_one_output_is_solved_exactly_over_every_set(name, given):
     assert (result.jvps <= 2).all()
 
 
+def test_one_output_over_a_set_that_may_answer_nearly_is_not_called_exact():
+    layer, x = linear(1, 6, seed=4)
+    oracle = nn.Linear(6, 2).double()
+    constraint = eb.Oracle(oracle, base=eb.Groups([[i] for i in range(6)], k=2, eps=0.5))
+    result = eb.Attack(constraint, objective=eb.SquaredError(), local_model=eb.Quadratic())(layer, x)
+    assert result.success.all()
+    assert not result.exact.any()
+
+
 def test_of_two_steps_that_the_model_holds_for_equal_the_true_model_chooses():
     """f(x) = (x + 1)² at 0, y = f(0): J = 2 both ways, and +ε gains more than -ε."""
 

@@ -55,6 +55,25 @@ def test_the_largest_tensor_is_that_of_all_layers():
     assert largest_of(lambda x: x.flatten(1), torch.zeros(1, 1, 8, 8)) == 0  # nothing to watch
 
 
+def test_weights_that_pass_through_modules_are_none_of_a_sample():
+    """A parametrised layer hands its whole weight through modules, and an attention mask may be an argument."""
+
+    class Masked(nn.Module):
+        def forward(self, x, mask):
+            return x * mask.sum()
+
+    class Model(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.utils.parametrizations.weight_norm(nn.Linear(64, 32))
+            self.masked = Masked()
+
+        def forward(self, x):
+            return self.masked(self.layer(x.flatten(1)), torch.ones(200, 200))
+
+    assert largest_of(Model(), torch.zeros(1, 1, 8, 8)) == 4 * 64
+
+
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("form", ["script", "trace", "export"])
 def test_programs_without_layers_are_measured_by_their_operations(form):
@@ -174,6 +193,50 @@ def test_the_first_order_distance_is_that_of_the_whole_batch(monkeypatch):
     assert max(counting.calls) <= 2
     monkeypatch.setattr(working_set, "_BYTES", 2**30)
     torch.testing.assert_close(found, first_order_distance(model, x, target, p=2.0), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize("which", ["judge", "surrogate"])
+def test_models_that_draw_are_left_whole_also_beside_others_that_do_not(which, monkeypatch):
+    """A batch shares its draws, so parts of it would have others."""
+
+    class Noisy(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, x):
+            return self.inner(x + 0.1 * torch.randn_like(x))
+
+    monkeypatch.setattr(working_set, "_BYTES", 1)
+    plain, x = network("tanh").eval(), images(5, seed=1)
+    counting = Counting(Noisy(network("lenet").eval()))
+    draws = eb.TargetModel(counting, draws=3)
+    judge, surrogate = (draws, plain) if which == "judge" else (plain, draws)
+    attack = eb.recipe("ensemble", p=2.0, eps=0.2, steps=2, surrogates=[surrogate])
+    attack(judge, x, plain(x).argmax(1))
+    assert set(counting.calls) <= {1, 5}
+    assert 5 in counting.calls
+
+
+def test_the_first_order_distance_of_a_model_that_draws_is_of_the_whole_batch(monkeypatch):
+    from epsball.metrics import first_order_distance
+
+    monkeypatch.setattr(working_set, "_BYTES", 1)
+    model, x = network("tanh").eval(), images(5, seed=1)
+    counting = Counting(model)
+    first_order_distance(eb.TargetModel(counting, draws=2), x, model(x).argmax(1))
+    assert set(counting.calls) == {1, 5}
+
+
+def test_outputs_whose_shape_depends_on_the_batch_are_refused_in_parts_too(monkeypatch):
+    class Similar(nn.Module):
+        def forward(self, x):
+            return x.flatten(1) @ x.flatten(1).T
+
+    monkeypatch.setattr(working_set, "_BYTES", 12.0 * 8 / torch.get_num_threads())
+    x = torch.rand(7, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(eb.InputError, match="the same O for every batch"):
+        eb.recipe("linear-lp-10", p=2.0, eps=0.1)(nn.Sequential(nn.Identity(), Similar()), x)
 
 
 def test_batch_statistics_are_found_where_every_part_is_one_sample(monkeypatch):

@@ -66,7 +66,8 @@ class Problem:
                 )
             _warn_of_probabilities(surrogate, raw, x)
         self._first: Expansion | GaussNewton | None = None
-        self._largest = largest.bytes
+        # In parts random draws would be others.
+        self._largest = 0 if any(m.randomised for m in (judge, *surrogates)) else largest.bytes
 
     def prepare(self, how: str, bounds: tuple[float | Tensor, float | Tensor] | None) -> None:
         """Craft on copies of the models, made as `epsball.prepare` says; what is judged stays with the model itself."""
@@ -148,7 +149,7 @@ def _probe(model: TargetModel, x: Tensor, largest: Largest, *, whole: bool) -> T
     Refuses dropout, batch statistics and whatever else makes a sample's output change from call to call or with the
     samples beside it: the first sample must come out the same alone and beside others, up to rounding.
     """
-    if model.randomised:  # in parts it would draw otherwise
+    if model.randomised:
         with torch.no_grad():
             return model(x if whole else x[:1])
     # Half a sample is another one, and as good an input as the sample where entries count or name something.
@@ -162,17 +163,18 @@ def _probe(model: TargetModel, x: Tensor, largest: Largest, *, whole: bool) -> T
                 raise _dependent("normalises with the statistics of the batch") from error
             raise
         slices = cut(len(x), largest.bytes)
-        outputs = torch.cat([model(x[rows]) for rows in slices]) if whole and len(x) > 1 else alone
-        beside = outputs if whole and slices[0].stop > 1 else model(pair)
-        if beside.shape[1:] != alone.shape[1:]:
-            raise InputError(
-                f"expected outputs (B, *O) with the same O for every batch, got {tuple(alone.shape)} for one sample "
-                f"and {tuple(beside.shape)} for {len(beside)}; keep the batch as the first dimension."
-            )
+        parts = [model(x[rows]) for rows in slices] if whole and len(x) > 1 else [alone]
+        beside = parts[0] if len(parts[0]) > 1 else model(pair)
+        for found in (beside, *parts):
+            if found.shape[1:] != alone.shape[1:]:
+                raise InputError(
+                    f"expected outputs (B, *O) with the same O for every batch, got {tuple(alone.shape)} for one "
+                    f"sample and {tuple(found.shape)} for {len(found)}; keep the batch as the first dimension."
+                )
         if _differ(alone, beside[:1], x):
             random = _differ(alone, model(x[:1]), x)
             raise _dependent("changes from call to call" if random else "changes with the samples beside it")
-    return outputs
+    return torch.cat(parts)
 
 
 def _differ(a: Tensor, b: Tensor, x: Tensor) -> bool:

@@ -35,7 +35,7 @@ class Largest:
         if any(_compiled(m) for m in modules):
             yield  # a hook would have it compiled once more
         elif any(isinstance(m, (torch.jit.ScriptModule, torch.fx.GraphModule)) for m in modules):
-            with _Operations(self, modules):  # these have no layers to hook
+            with _Operations(self):  # these have no layers to hook
                 yield
         else:
             handles = [module.register_forward_hook(self._note) for module in modules]
@@ -46,9 +46,10 @@ class Largest:
                     handle.remove()
 
     def see(self, tensors: Any) -> None:
-        """Take in whatever tensors there are in a structure."""
-        sizes = (t.numel() * t.element_size() for t in tree_leaves(tensors) if isinstance(t, Tensor))
-        self.bytes = max(self.bytes, *sizes, 0)
+        """Take in the tensors that hold the sample; no batch makes others larger, such as weights."""
+        for t in tree_leaves(tensors):
+            if isinstance(t, Tensor) and t.shape[:1] == (1,) and t.device.type == "cpu":
+                self.bytes = max(self.bytes, t.numel() * t.element_size())
 
     def _note(self, module: nn.Module, given: Any, returned: Any) -> None:
         self.see((given, returned))
@@ -57,16 +58,13 @@ class Largest:
 class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees what every operation makes. Not for models with compiled parts: these would never be compiled again."""
 
-    def __init__(self, largest: Largest, modules: list[nn.Module]) -> None:
+    def __init__(self, largest: Largest) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        held = (t for m in modules for t in (*m.parameters(recurse=False), *m.buffers(recurse=False)))
-        self._largest, self._held = largest, {t.untyped_storage().data_ptr() for t in held}
+        self._largest = largest
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returned = func(*args, **(kwargs or {}))
-        tensors = [t for t in tree_leaves(returned) if isinstance(t, Tensor)]
-        # A transposed weight is no new tensor.
-        self._largest.see([t for t in tensors if t.untyped_storage().data_ptr() not in self._held])
+        self._largest.see(returned)
         return returned
 
 

@@ -12,13 +12,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from epsball.errors import InputError
+from epsball.experiments.config import PIXELS
 from epsball.report.manifest import Manifest
 from epsball.report.rows import Columns, is_regression, read_manifest, read_results
 from epsball.report.text import listed, norm_name, number
 
 __all__ = ["Part", "RunRows", "check_same_data", "settings_that_differ"]
 
-SETTINGS = ("bounds", "lattice", "groups", "k", "seed", "dtype", "eot")
+# By name, with what is used where nothing is given.
+SETTINGS = {"bounds": None, "lattice": None, "groups": PIXELS, "k": 1, "seed": None, "dtype": None, "eot": None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,9 +124,10 @@ def settings_that_differ(first: RunRows, second: RunRows) -> tuple[str, ...]:
     notes = []
     if isinstance(one, Mapping) and isinstance(other, Mapping):
         notes = [
-            f"{name} is {one.get(name)} in the first run and {other.get(name)} in the second."
-            for name in SETTINGS
-            if one.get(name) != other.get(name)
+            f"{name} is {a} in the first run and {b} in the second."
+            for name, usual in SETTINGS.items()
+            for a, b in [tuple(usual if run.get(name) is None else run[name] for run in (one, other))]
+            if a != b
         ]
     steps = {
         f"{key[0]} takes {part.steps:g} steps in the first run and {second.parts[key].steps:g} in the second."

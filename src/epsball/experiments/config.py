@@ -300,6 +300,10 @@ class RunConfig:
         unknown = sorted(set(content) - known)
         if unknown:
             raise InputError(f"expected a run configuration, got the unknown entry {unknown[0]!r}; remove it.")
+        # Earlier versions wrote what is used where nothing was given.
+        unsaid = all(find(name)[0].over_groups is None for name in content.get("attacks", ()))
+        if unsaid and (content.get("groups"), content.get("k")) == (PIXELS, 1):
+            content = content | {"groups": None, "k": None}
         try:
             return cls(**{key: from_plain(key, value) for key, value in content.items()})
         except TypeError as error:

@@ -88,8 +88,9 @@ def manifest(
         content |= {"reference": plan.reference, "psnr_peak_out": work.regression.peak}
     over = [attack for attack in plan.attacks.values() if isinstance(attack.constraint, Groups)]
     if over:
-        fewest = all(attack.formulation.follows for attack in over)
-        content["groups"] = {"of": config.groups or PIXELS, "k": None if fewest else config.k or 1}
+        fewest = [name for name, attack in plan.attacks.items() if attack in over and attack.formulation.follows]
+        k = None if len(fewest) == len(over) else config.k or 1
+        content["groups"] = {"of": config.groups or PIXELS, "k": k, "fewest": fewest}
     if measured is not None:
         content["robustness"] = describe(measured)
     return content

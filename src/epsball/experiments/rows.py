@@ -132,6 +132,7 @@ def results_table(chunk: Chunk) -> Any:
             return pa.nulls(count, kind)
         return pa.array(columns[name].astype(kind.to_pandas_dtype()), kind)
 
+    groups = columns.get("groups")  # not of shards that earlier versions wrote
     entries = {
         "sample_id": each("sample_id", whole),
         "attack": same(chunk.attack, text),
@@ -143,7 +144,7 @@ def results_table(chunk: Chunk) -> Any:
         "status": pa.array(STATUSES, text).take(pa.array(columns["status"])),
         "exact": pa.array(columns["exact"]),
         **{name: each(name, number) for name in _NUMBERS},
-        "groups": pa.array(columns["groups"], whole, mask=columns["groups"] == NO_GROUPS),
+        "groups": each("groups", whole) if groups is None else pa.array(groups, whole, mask=groups == NO_GROUPS),
         **{name: each(name, whole) for name in ("forwards", "backwards", "jvps")},
         "seconds": each("seconds", number),
         "crafted_on": same(chunk.crafted_on, text),

@@ -69,27 +69,33 @@ def _probabilities(plan: Plan) -> dict[str, str] | None:
 
 
 def _chance(plan: Plan, chunks: Iterable[Chunk]) -> dict[str, str] | None:
-    """Warn of a classifier that is right no more often than guessing among the classes that occur would be."""
+    """Warn of a classifier that gives all samples one class, or is right hardly more often than guessing would be."""
     first: tuple[str, float] | None = None
-    right, targets = 0, []
+    targets, given = [], []
     for chunk in chunks:
         first = first or ((chunk.attack, chunk.eps) if chunk.main else None)
         if chunk.main and (chunk.attack, chunk.eps) == first and "clean_prediction" in chunk.columns:
-            right += int((~wrong_from_the_start(chunk)).sum())
             targets.append(chunk.columns["target"])
-    seen = np.concatenate(targets) if targets else np.zeros(0)
-    classes, count = len(np.unique(seen)), len(seen)
-    if classes < 2 or count < _ENOUGH:
+            given.append(chunk.columns["clean_prediction"])
+    if sum(map(len, targets)) < _ENOUGH:
         return None
+    true, seen = np.concatenate(targets), np.concatenate(given)
+    count, right, classes = len(true), int((true == seen).sum()), len(np.union1d(true, seen))
     share = 1.0 / classes
-    if right > count * share + 2.0 * math.sqrt(count * share * (1.0 - share)):
+    if len(np.unique(true)) == 1:
+        return None
+    if len(np.unique(seen)) == 1:
+        what = f"{plan.config.model} gives all {count:,} samples class {seen[0]}, of which {right:,} are."
+    elif right <= count * share + math.sqrt(count * share * (1.0 - share)):
+        what = (
+            f"{plan.config.model} classifies {right:,} of {count:,} samples correctly, hardly more than the "
+            f"{count * share:.0f} of a guess among {classes} classes."
+        )
+    else:
         return None
     return {
         "kind": "chance",
-        "seen": (
-            f"{plan.config.model} classifies {right:,} of {count:,} samples correctly, no more than guessing among "
-            f"{classes} classes would."
-        ),
+        "seen": what,
         "means": "What is measured on a model that does not know its task says nothing of a trained one.",
         "next": (
             "Check that the weights are those of the trained model (--weights), that the inputs are prepared as in its "

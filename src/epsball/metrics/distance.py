@@ -107,7 +107,7 @@ def first_order_distance(
     with TargetModel(model) as judge:
         with torch.no_grad(), largest.watch(judge, x[:1]):
             Margin("all").check(two_class(judge(x[:1])), target, len(x))
-        parts = cut(len(x), largest.bytes)
+        parts = cut(len(x), 0 if judge.randomised else largest.bytes)
         found = [_first_order(judge, x[rows], target[rows], ball) for rows in parts]
     return torch.cat(found)
 

@@ -107,8 +107,10 @@ class Manifest:
         return self.text("of", "groups").partition(":")[0] or "groups"
 
     def _groups(self) -> str:
-        count, of = self.text("k", "groups"), self.text("of", "groups")
-        return f"{count} × {of}" if count else f"as few {of} as possible"
+        count, of, fewest = (self.part("groups").get(name) for name in ("k", "of", "fewest"))
+        if not count:
+            return f"as few {of} as possible"
+        return f"{count} × {of}" + (f"; {', '.join(fewest)}: as few as possible" if fewest else "")
 
     @property
     def minimal(self) -> list[str]:

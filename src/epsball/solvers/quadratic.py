@@ -97,9 +97,9 @@ def solve_quadratic(
 ) -> Step:
     """Solve max ‖r + Jδ‖² over δ in C(x): problems (12), (13) and (18) of the paper; δ (B, *S).
 
-    Global for one output over any set; up to its tolerance for p = 2 and p = 1 without bounds, for p = inf with up to
-    12 entries and for one group of up to 12 entries; otherwise the best of several local solutions (`Step.exact` says
-    which).
+    Global for one output over a ball or groups; up to its tolerance for p = 2 and p = 1 without bounds, for p = inf
+    with up to 12 entries and for one group of up to 12 entries; otherwise the best of several local solutions
+    (`Step.exact` says which).
     """
     eps = constraint.eps_of(point)
     down, up = (bound.abs().flatten(1) for bound in constraint.room(point))
@@ -143,14 +143,15 @@ def solve_quadratic(
 
 
 def _one_output(model: GaussNewton, constraint: ConstraintSet, point: Tensor) -> Step:
-    """Solve max (r + ⟨g, δ⟩)² for one output: the set's answer to g or to -g, exact."""
+    """Solve max (r + ⟨g, δ⟩)² for one output: the set's answer to g or to -g, exact where the answer is."""
     slope = model.probe().view_as(point)  # along g, whichever way
     ways = [constraint.lmo(way, point) for way in (slope, -slope)]
     first, second = (model.value(delta.flatten(1)) for delta in ways)
     turn = expand(second > first, point)
     delta, mirror = torch.where(turn, ways[1], ways[0]), torch.where(turn, ways[0], ways[1])
     always = torch.ones_like(first, dtype=torch.bool)
-    return Step(delta, always, exact=always, kkt=torch.full_like(first, math.nan), mirror=mirror)
+    exact = always & isinstance(constraint, (LpBall, Groups))  # a set of one's own may answer nearly
+    return Step(delta, always, exact=exact, kkt=torch.full_like(first, math.nan), mirror=mirror)
 
 
 def _apart(
