@@ -90,7 +90,7 @@ def manifest(
     if over:
         fewest = [name for name, attack in plan.attacks.items() if attack in over and attack.formulation.follows]
         k = None if len(fewest) == len(over) else config.k or 1
-        content["groups"] = {"of": config.groups or PIXELS, "k": k, "fewest": fewest}
+        content["groups"] = {"of": config.groups or PIXELS, "k": k} | ({"fewest": fewest} if fewest else {})
     if measured is not None:
         content["robustness"] = describe(measured)
     return content
