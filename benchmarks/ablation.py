@@ -22,6 +22,7 @@ from torch import Tensor
 import epsball as eb
 from epsball.metrics.intervals import paired_difference
 from epsball.objectives import Ranked
+from epsball.recipes.search import _spend
 
 EPS = {
     ("mnist-lenet5", 2.0): 1.5,
@@ -33,12 +34,15 @@ EPS = {
 
 def variants_of_best(p: float, eps: float, passes: int) -> dict[str, eb.Attack]:
     whole = eb.recipe("best", p=p, eps=eps, bounds=(0.0, 1.0), passes=passes)
-    plan = whole.schedule
+    plan, steps = whole.schedule, replace(whole, schedule=_spend(passes))
     last = 2.5 / plan.steps  # the constant step of projected gradient attacks
     every = replace(plan, step_size=last, restart_steps=plan.steps, restarts=max(1, passes // plan.steps))
     return {
         "whole": whole,
-        "one attempt, no classes ranked": replace(whole, schedule=replace(plan, steps=passes - 1, restarts=1)),
+        **({"gradient steps alone, no moves of blocks": steps} if plan.block_moves else {}),
+        "one attempt, no classes ranked": replace(
+            steps, schedule=replace(steps.schedule, steps=passes - 1, restarts=1)
+        ),
         "random restarts, no classes ranked": replace(
             whole, objective=eb.CrossEntropy(), schedule=replace(plan, random_start=True)
         ),

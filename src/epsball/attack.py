@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from epsball.block_moves import takes_moves
 from epsball.certification import empty
 from epsball.errors import InputError
 from epsball.local_models import Linear, LocalModel, Quadratic
@@ -82,6 +83,8 @@ class Attack:
             self._check_search()
         elif not self.formulation.budgeted and (self.schedule.update == "project" or self.schedule.random_start):
             raise InputError("a minimal-norm attack has no budget to project onto or start in; accumulate its steps.")
+        if self.schedule.block_moves:
+            self._check_moves()
         if self.schedule.average and isinstance(self.local_model, Quadratic):
             raise InputError("expected a linear local model with average=True, got a Quadratic; use eb.Linear().")
         ranked = isinstance(self.objective, Ranked)
@@ -98,6 +101,16 @@ class Attack:
             )
         if isinstance(self.formulation, ShrinkingBall):
             self.formulation.check(self.constraint, average=schedule.average)
+
+    def _check_moves(self) -> None:
+        """Refuse random moves of blocks where there are no faces to move to, or nobody to ask."""
+        if type(self.formulation) is not NormConstrained or not takes_moves(self.constraint):
+            raise InputError(
+                "expected eb.NormConstrained() over an eb.LpBall with p=inf for block_moves, whose moves end on its "
+                f"faces, got {type(self.formulation).__name__} over {self.constraint!r}; leave block_moves out."
+            )
+        if as_objective(self.objective).surrogates:
+            raise InputError("expected no surrogates with block_moves, which ask the model under attack at each move.")
 
     def with_eps(self, eps: float | Tensor) -> Attack:
         """Return the same attack with another budget."""

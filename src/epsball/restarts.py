@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from epsball.batch import Batch, Parts, State, place
+from epsball.block_moves import move_blocks
 from epsball.certification import certify
 from epsball.iteration import attempt
 from epsball.local_models import Expansion, Linear
@@ -37,7 +38,7 @@ def run(attack: Parts, problem: Problem, started: float, *, shared: bool) -> Att
     random = schedule.random_start or any(schedule.dithers(problem.classifies)) or not formulation.uses_model
     if formulation.follows:
         _search(attack, problem, formulation.searched(free), state, everyone, shared=shared)
-    elif schedule.restarts == 1 or not (random or isinstance(problem.objective, Ranked)):
+    elif not schedule.block_moves and (schedule.restarts == 1 or not (random or isinstance(problem.objective, Ranked))):
         _one(attack, problem, free, state, everyone, 0, stops=stops, shared=shared)
     else:
         _best(attack, problem, free, state, everyone, stops=stops, shared=shared)
@@ -132,6 +133,8 @@ def _best(
     tried = best_score > -torch.inf
     state.flat, state.broken, state.feasible, state.exact = torch.where(tried, best_flags, _flags(state)).unbind(0)
     state.eta, state.kkt = best_eta, torch.where(tried, best_kkt, state.kkt)
+    if attack.schedule.block_moves and len(active):
+        move_blocks(problem, constraint, state, active, attack.schedule.block_moves, stops=stops)
 
 
 def _flags(state: State) -> Tensor:

@@ -33,7 +33,9 @@ class Schedule:
     end. restarts: attempts with new random draws, the best kept. restart_steps: T of the attempts after the first,
     the same by default. keep: of an attempt's points the "last", or the "best", the one with the largest gain (one
     more forward pass; no dither): then the last step solves the problem over the whole set anew, from x instead of
-    from the current point, so that affine models are solved exactly.
+    from the current point, so that affine models are solved exactly. block_moves: after the attempts of a
+    norm-constrained attack in the ℓ∞ norm, so many random moves of blocks to the faces of the ball, one forward pass
+    each, kept where the gain rises: where gradients are zero or lead nowhere it goes on.
     """
 
     steps: int = 1
@@ -46,6 +48,7 @@ class Schedule:
     restart_steps: int | None = None
     keep: Literal["last", "best"] = "last"
     average: bool = False
+    block_moves: int = 0
 
     def __post_init__(self) -> None:
         """Refuse schedules that cannot be run or that would leave the ball."""
@@ -53,6 +56,8 @@ class Schedule:
         check_count("restarts", self.restarts)
         if self.restart_steps is not None:
             check_count("restart_steps", self.restart_steps)
+        if self.block_moves != 0:
+            check_count("block_moves", self.block_moves)
         if self.update not in ("accumulate", "project"):
             raise InputError(f'expected update as "accumulate" or "project", got {self.update!r}.')
         if self.stop not in ("success", "never", None):

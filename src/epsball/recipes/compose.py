@@ -78,7 +78,8 @@ def recipe(
     if row.order is not None and p is not None and p != row.order:
         raise InputError(f"expected p={row.order:g} for {name!r}, got p={p!r}.")
     objective = row.objective(options)
-    made = row.sparse if row.sparse is not None and p == 1.0 else row.schedule
+    special = row.sparse if p == 1.0 else row.boxed if p in (None, math.inf) else None
+    made = special or row.schedule
     schedule = made(1 if row.family == "groups" and not row.iterative else count)
     changes: dict[str, Any] = {"restarts": restarts} if restarts != 1 else {}
     if stop is not None:

@@ -32,6 +32,7 @@ class Recipe:
     schedule: Callable[[int], Schedule]
     steps: int = 1
     sparse: Callable[[int], Schedule] | None = None  # the schedule at p = 1, where it is another
+    boxed: Callable[[int], Schedule] | None = None  # the one at p = inf
     formulation: Formulation = field(default_factory=NormConstrained)
     local_model: LocalModel = field(default_factory=Linear)
     family: str = "ball"  # or "groups"
@@ -51,7 +52,7 @@ class Recipe:
         if groups is None or self.over_groups is None:
             return self
         schedule, formulation = self.over_groups
-        return replace(self, family="groups", schedule=schedule, sparse=None, formulation=formulation)
+        return replace(self, family="groups", schedule=schedule, sparse=None, boxed=None, formulation=formulation)
 
     @property
     def pattern(self) -> re.Pattern[str]:

@@ -17,6 +17,7 @@ _POLISHING = 2  # passes that the polish and the judging of a search take
 _EARLY = 35  # passes below which `nearest` does without a ranking
 _FIRST = 0.4  # share of the passes that the untargeted attempt takes
 _LEAST = 15  # steps of the others, below which longer ones gain more than further ones
+_MANY = 400  # passes from which further gradient steps gain less than random moves of blocks
 _SPARSE = 400  # passes below which p = 1 takes one attempt: its steps move few entries, and it needs many
 
 
@@ -47,6 +48,13 @@ def _spend(
     )
 
 
+def _spend_in_a_box(passes: int) -> Schedule:
+    """Leave half of many passes to forward passes alone, two for the one of both ways."""
+    if passes < _MANY:
+        return _spend(passes)
+    return replace(_spend(passes - passes // 2), block_moves=2 * (passes // 2))
+
+
 def _spend_on_groups(passes: int) -> Schedule:
     """Divide the passes in the same way, with steps over the whole set on an average of the linearisations."""
     return replace(_spend(passes, nearest=True, share=0.3, least=11), average=True)
@@ -55,12 +63,14 @@ def _spend_on_groups(passes: int) -> Schedule:
 SEARCH = (
     Recipe(
         "best",
-        "the strongest within a budget: cross-entropy, then class after class as the linear model ranks them",
+        "the strongest within a budget: cross-entropy, then class after class as the linear model ranks them; for "
+        "p = inf and 400 passes or more also random moves of blocks",
         "this library",
         lambda o: Ranked(CrossEntropy(), o.get("classes", 9)),
         _spend,
         steps=100,
         sparse=partial(_spend, sparse=True),
+        boxed=_spend_in_a_box,
         options=("passes", "classes"),
     ),
     Recipe(

@@ -1,0 +1,150 @@
+"""Random moves of blocks: inside the set, never worse, alone as in a batch, and further than gradients lead."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+from torch import nn
+
+import epsball as eb
+from epsball.block_moves import _block
+from epsball.errors import Status
+from epsball.randomness import Generators
+from helpers import Counting, images, network
+
+BOX = (0.0, 1.0)
+
+
+def attack(moves, eps=0.1, **changes):
+    schedule = eb.Schedule(steps=2, update="project", step_size=0.5, block_moves=moves, **changes)
+    return eb.Attack(eb.LpBall(eps=eps, bounds=BOX), schedule=schedule)
+
+
+class Rounds(nn.Module):
+    """Class 1 from four bright entries on: no gradient tells."""
+
+    def forward(self, x):
+        bright = (x.flatten(1) > 0.5).to(x.dtype).sum(1)
+        return torch.stack([torch.full_like(bright, 3.5), bright], 1) + 0.0 * x.flatten(1).sum(1, keepdim=True)
+
+
+def test_they_go_on_where_every_gradient_is_zero():
+    x, target = torch.full((6, 1, 8, 8), 0.45), torch.zeros(6, dtype=torch.int64)
+    assert set(attack(0)(Rounds(), x, target).status) == {Status.ZERO_GRADIENT}
+    found = attack(60)(Rounds(), x, target)
+    assert found.success.all()
+    assert ((found.perturbed > 0.5).flatten(1).sum(1) >= 4).all()
+    assert (found.perturbation.abs() <= 0.1 + 1e-6).all()
+    # A sample leaves at its success.
+    assert (found.forwards < 60).all()
+
+
+@pytest.mark.parametrize("stop", ["success", "never"])
+@pytest.mark.parametrize("lattice", [None, 255])
+def test_the_gain_is_never_lower_and_the_set_is_kept(stop, lattice):
+    model, x = network("lenet").eval(), images(7, seed=2)
+    if lattice:
+        x = (x * lattice).round() / lattice
+    target = model(x).argmax(1)
+    weights = torch.ones(3, 8, 8, dtype=x.dtype)
+    weights[:, 0] = 0.0
+    results = []
+    for moves in (0, 80):
+        schedule = dataclasses.replace(attack(moves, stop=stop).schedule, restarts=2, random_start=True)
+        ball = eb.LpBall(eps=0.02, bounds=BOX, weights=weights, lattice=lattice)
+        results.append(eb.Attack(ball, schedule=schedule)(model, x, target))
+    before, after = results
+    assert (after.gain >= before.gain).all()
+    assert (after.success >= before.success).all()
+    higher = after.gain > before.gain
+    assert higher.any()
+    assert bool((higher | before.success).all()) or stop == "success"
+    assert (after.perturbation.abs() <= 0.02 * weights + 1e-12).all()
+    assert (after.perturbed >= 0).all()
+    assert (after.perturbed <= 1).all()
+    if lattice:
+        torch.testing.assert_close((after.perturbed * lattice).round() / lattice, after.perturbed, rtol=0, atol=1e-12)
+
+
+def test_a_sample_is_moved_the_same_alone_and_in_any_batch():
+    model, x = network("tanh").eval(), images(6, seed=4)
+    target, ids = model(x).argmax(1), torch.tensor([7, 3, 900, 0, 41, 5])
+    own = attack(50, eps=0.02)
+    whole = own(model, x, target, seed=3, sample_id=ids)
+    for rows in ([0], [4, 1], [5, 0, 3, 2]):
+        part = own(model, x[rows], target[rows], seed=3, sample_id=ids[rows])
+        torch.testing.assert_close(part.perturbed, whole.perturbed[rows], rtol=0, atol=1e-12)
+        assert torch.equal(part.forwards, whole.forwards[rows])
+    other = own(model, x, target, seed=4, sample_id=ids)
+    assert (other.perturbed != whole.perturbed).any()
+
+
+def test_every_forward_pass_is_counted():
+    counting, x = Counting(network("tanh").eval()), images(5, seed=4)
+    # Of all classes a batch may linearise some samples again.
+    own = dataclasses.replace(attack(30, eps=0.02), objective=eb.Margin("runner-up"))
+    result = own(counting, x, counting.model(x).argmax(1))
+    assert counting.forwards == int(result.forwards.sum()) + 3  # the probes
+    assert counting.backwards == int(result.backwards.sum())
+    stands = ~result.success
+    assert stands.any()
+    # Two steps, the judging of the attempt and of where the moves begin, the moves, and the verification.
+    assert (result.forwards[stands] == 2 + 1 + 1 + 30 + 1).all()
+
+
+@pytest.mark.parametrize("shape", [(40,), (3, 40), (3, 12, 9), (2, 5, 6, 7)])
+@pytest.mark.parametrize("share", [1e-4, 0.03, 0.3])
+def test_a_block_is_of_the_size_asked_for_and_moves_about(shape, share):
+    x = torch.zeros(4000, *shape)
+    block = _block(x, Generators.of(0, torch.arange(4000)), share).expand_as(x)
+    entries = block.flatten(1).sum(1).double() / (shape[0] if len(shape) > 1 else 1)
+    spans = shape[1:] if len(shape) > 1 else shape
+    assert (entries >= 1).all()
+    if len(shape) > 1:
+        sides = [min(length, max(1, round(share ** (1 / len(spans)) * length))) for length in spans]
+        assert (entries == math.prod(sides)).all()
+        assert torch.equal(block[:, 0], block[:, -1])  # all channels together
+        assert block[:, 0].flatten(1).any(0).all()  # to the very ends
+    else:
+        assert abs(float(entries.mean()) - max(1.0, share * 40)) < 0.5 + 0.1 * share * 40
+    assert len(torch.unique(block.flatten(1), dim=0)) > 10
+
+
+def test_best_takes_them_from_many_passes_on_and_keeps_its_budget():
+    model, x = network("tanh").eval(), images(5, seed=4)
+    few, many = (eb.recipe("best", eps=0.01, bounds=BOX, passes=passes) for passes in (399, 400))
+    assert few.schedule.block_moves == 0
+    assert many.schedule.block_moves == 400
+    assert eb.recipe("best", p=2.0, eps=0.1, passes=400).schedule.block_moves == 0
+    assert eb.recipe("best", p=1.0, eps=0.1, passes=400).schedule.block_moves == 0
+    result = many(model, x, model(x).argmax(1))
+    spent = (result.forwards + result.backwards)[~result.success].double()
+    assert len(spent)
+    assert float(spent.mean()) <= 800 + 2 * many.schedule.restarts + 3
+    assert float(spent.mean()) >= 700
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda s: eb.Attack(eb.LpBall(p=2.0, eps=1.0), schedule=s), "LpBall with p=inf for block_moves"),
+        (lambda s: eb.Attack(eb.Groups(eb.pixels(), k=1, eps=1.0), schedule=s), "LpBall with p=inf"),
+        (lambda s: eb.Attack(eb.LpBall(eps=1.0), formulation=eb.MinNorm(), schedule=s), "NormConstrained"),
+        (
+            lambda s: eb.Attack(eb.LpBall(eps=1.0), objective=eb.Ensemble([network("tanh")]), schedule=s),
+            "no surrogates with block_moves",
+        ),
+    ],
+)
+def test_what_has_no_faces_to_move_to_is_refused(make, said):
+    with pytest.raises(eb.InputError, match=said):
+        make(eb.Schedule(block_moves=5))
+
+
+@pytest.mark.parametrize("moves", [-1, 2.5, True])
+def test_a_number_of_moves_is_a_count(moves):
+    with pytest.raises(eb.InputError, match="block_moves"):
+        eb.Schedule(block_moves=moves)
