@@ -41,8 +41,9 @@ def load_onnx(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         module = onnx2torch.convert(proto)
     except NotImplementedError as error:
         raise InputError(
-            f"{path}: onnx2torch cannot convert it ({_first(error)}); export the network with torch.export to a .pt2, "
-            "or give it as file.py:factory."
+            f"{path}: onnx2torch cannot convert it ({_first(error)}); it may know an older version of it: try "
+            "torch.onnx.export(..., opset_version=13, dynamo=False); or export the network with torch.export to a "
+            ".pt2, or give it as file.py:factory."
         ) from error
     except Exception as error:
         raise InputError(f"{path}: onnx2torch cannot convert it: {type(error).__name__}: {_first(error)}") from error
