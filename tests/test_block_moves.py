@@ -24,19 +24,24 @@ def attack(moves, eps=0.1, **changes):
 
 
 class Rounds(nn.Module):
-    """Class 1 from four bright entries on: no gradient tells."""
+    """Class 1 from four entries beyond the middle on, above or below it: no gradient tells."""
+
+    def __init__(self, sign):
+        super().__init__()
+        self.sign = sign
 
     def forward(self, x):
-        bright = (x.flatten(1) > 0.5).to(x.dtype).sum(1)
-        return torch.stack([torch.full_like(bright, 3.5), bright], 1) + 0.0 * x.flatten(1).sum(1, keepdim=True)
+        beyond = (self.sign * (x.flatten(1) - 0.5) > 0).to(x.dtype).sum(1)
+        return torch.stack([torch.full_like(beyond, 3.5), beyond], 1) + 0.0 * x.flatten(1).sum(1, keepdim=True)
 
 
-def test_they_go_on_where_every_gradient_is_zero():
-    x, target = torch.full((6, 1, 8, 8), 0.45), torch.zeros(6, dtype=torch.int64)
-    assert set(attack(0)(Rounds(), x, target).status) == {Status.ZERO_GRADIENT}
-    found = attack(60)(Rounds(), x, target)
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_they_go_on_where_every_gradient_is_zero(sign):
+    x, target = torch.full((6, 1, 8, 8), 0.5 - 0.05 * sign), torch.zeros(6, dtype=torch.int64)
+    assert set(attack(0)(Rounds(sign), x, target).status) == {Status.ZERO_GRADIENT}
+    found = attack(60)(Rounds(sign), x, target)
     assert found.success.all()
-    assert ((found.perturbed > 0.5).flatten(1).sum(1) >= 4).all()
+    assert ((sign * (found.perturbed - 0.5) > 0).flatten(1).sum(1) >= 4).all()
     assert (found.perturbation.abs() <= 0.1 + 1e-6).all()
     # A sample leaves at its success.
     assert (found.forwards < 60).all()
@@ -69,6 +74,27 @@ def test_the_gain_is_never_lower_and_the_set_is_kept(stop, lattice):
         torch.testing.assert_close((after.perturbed * lattice).round() / lattice, after.perturbed, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("lattice", [None, 255])
+def test_what_is_kept_is_the_best_point_that_was_tried(lattice):
+    """From a wrapper's record of every forward pass: the attempt's end, the moves, and last the verification."""
+    model, x = network("tanh").eval(), images(1, seed=2)
+    x = (x * lattice).round() / lattice if lattice else x
+    target, gains = model(x).argmax(1), []
+
+    def recorded(points):
+        outputs = model(points)
+        if not points.requires_grad and len(points) == 1:
+            gains.append(float(eb.Margin().gain(outputs.detach(), target)))
+        return outputs
+
+    ball = eb.LpBall(eps=0.02, bounds=BOX, lattice=lattice)
+    result = eb.Attack(ball, schedule=attack(60, stop="never").schedule)(recorded, x, target)
+    tried = gains[-62:-1]
+    assert len(tried) == 61
+    assert tried[-1] < max(tried)  # or keeping the last would do as well
+    assert float(result.gain) == gains[-1] == pytest.approx(max(tried), abs=1e-12)
+
+
 def test_a_sample_is_moved_the_same_alone_and_in_any_batch():
     model, x = network("tanh").eval(), images(6, seed=4)
     target, ids = model(x).argmax(1), torch.tensor([7, 3, 900, 0, 41, 5])
@@ -89,6 +115,12 @@ def test_every_forward_pass_is_counted():
     result = own(counting, x, counting.model(x).argmax(1))
     assert counting.forwards == int(result.forwards.sum()) + 3  # the probes
     assert counting.backwards == int(result.backwards.sum())
+    # Who is fooled by the attempt is judged after it and not moved.
+    before = dataclasses.replace(attack(0, eps=0.02), objective=own.objective)(
+        counting.model, x, counting.model(x).argmax(1)
+    )
+    assert before.success.any()
+    assert torch.equal(result.forwards[before.success], before.forwards[before.success] + 1)
     stands = ~result.success
     assert stands.any()
     # Two steps, the judging of the attempt and of where the moves begin, the moves, and the verification.

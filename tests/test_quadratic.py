@@ -13,6 +13,7 @@ import epsball as eb
 from epsball.local_models import GaussNewton
 from epsball.randomness import Generators
 from epsball.solvers.power import ascend
+from epsball.solvers.quadratic import QuadraticOptions, solve_quadratic
 from helpers import ORDERS, generator, np_norm
 from test_box import net, np_best_corner
 
@@ -186,6 +187,18 @@ def test_one_output_is_solved_exactly_over_every_set(name, given):
         assert float(result.gain[i]) == pytest.approx(best, rel=1e-5)
     assert result.exact.all()
     assert (result.jvps <= 2).all()
+
+
+@pytest.mark.parametrize("name", sets(6))
+def test_of_the_two_answers_for_one_output_the_solver_gives_the_better_first(name):
+    """The attack tries both on the network, which would hide a solver that errs."""
+    layer, x = linear(1, 6, seed=4)
+    target = layer(x).detach() + torch.tensor([[1.0], [-2.0], [0.1], [-0.3], [5.0]])
+    model = eb.Quadratic().expand(layer, eb.SquaredError(), x, target)
+    constraint = sets(6)[name].at(x, torch.zeros_like(x))
+    step = solve_quadratic(model, constraint, x, Generators.of(0, torch.arange(5)), QuadraticOptions())
+    better, other = (model.value(delta) for delta in (step.delta, step.mirror))
+    assert (better > other).all()
 
 
 def test_one_output_over_a_set_that_may_answer_nearly_is_not_called_exact():

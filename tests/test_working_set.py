@@ -239,6 +239,14 @@ def test_outputs_whose_shape_depends_on_the_batch_are_refused_in_parts_too(monke
         eb.recipe("linear-lp-10", p=2.0, eps=0.1)(nn.Sequential(nn.Identity(), Similar()), x)
 
 
+def test_joined_results_took_the_time_of_all(monkeypatch):
+    model, x = network("tanh").eval(), images(4, seed=1)
+    one, two = (eb.recipe("fgsm", eps=0.1)(model, part, model(part).argmax(1)) for part in x.split(2))
+    joined = eb.AttackResult.joined([one, two])
+    assert joined.seconds == one.seconds + two.seconds
+    assert len(joined) == len(joined.status) == 4
+
+
 def test_batch_statistics_are_found_where_every_part_is_one_sample(monkeypatch):
     class Centred(nn.Module):
         def forward(self, x):

@@ -25,9 +25,10 @@ def move_blocks(
 ) -> None:
     """Raise the gain of some samples, from where they stand, by up to so many moves with one forward pass each.
 
-    A move takes a block to one side of the ball, as far as the bounds let it, every channel to its own. Blocks are
-    squares of an image (C, H, W), runs of a signal (C, N), any entries of a flat sample (M,), and become smaller. It
-    needs no gradient, so it goes on where gradients are zero or lead nowhere; by itself it needs thousands of passes.
+    A move takes a block to one side of the ball, as far as the bounds let it, every channel to its own. Blocks have
+    the proportions of an image (C, H, W), are runs of a signal (C, N) or any entries of a flat sample (M,), and become
+    smaller. It needs no gradient, so it goes on where gradients are zero or lead nowhere; by itself it needs thousands
+    of passes.
     Source: Andriushchenko, Croce, Flammarion and Hein 2020 (Square Attack), here from the end of gradient steps.
     """
     batch = Batch.of(problem, constraint, state, problem.streams.fork(_TAG), active)
@@ -37,9 +38,7 @@ def move_blocks(
         streams = batch.streams.fork(move)
         block = _block(batch.x, streams, _LARGEST * 0.5 ** (9.0 * move / moves))
         eta = torch.where(block, batch.constraint.lmo(_sides(batch.x, streams), batch.x), batch.eta)
-        placed = place(batch.x, eta, batch.constraint)
-        eta = placed - batch.x if constraint.lattice is not None else eta
-        outputs = problem.outputs(placed)
+        outputs = problem.outputs(place(batch.x, eta, batch.constraint))
         state.forwards[batch.index] += 1
         now = batch.objective.gain(outputs, batch.target)
         higher = now > gain

@@ -128,7 +128,7 @@ def _best(
         active = active[~success] if stops and budgeted else active
         if len(active) == 0:
             break
-        if restart == 0:
+        if restart == 0 and attack.schedule.restarts > 1:
             problem = _ranked(attack, problem, constraint, state, active)
     tried = best_score > -torch.inf
     state.flat, state.broken, state.feasible, state.exact = torch.where(tried, best_flags, _flags(state)).unbind(0)

@@ -13,7 +13,7 @@ from torch import Tensor
 from epsball.attack import Attack
 from epsball.errors import InputError
 from epsball.experiments.config_text import command_line, from_plain, plain
-from epsball.experiments.tasks import check_attack, check_engine, check_target, check_task, partition
+from epsball.experiments.tasks import check_attack, check_engine, check_surrogates, check_target, check_task, partition
 from epsball.local_models import Quadratic
 from epsball.metrics.fooling import check_grid
 from epsball.models import Output, OwnSpec, Preprocessing, read_size, spec_of
@@ -153,7 +153,9 @@ class RunConfig:
         if self.eps:
             check_grid(self.eps)
         self._check_attacks()
-        self._check_surrogates()
+        check_surrogates(self.model, self.attacks, self.surrogates, transfer=self.transfer, regresses=self.regresses)
+        if self.transfer:
+            _ = self.transferred
 
     def _check_attacks(self) -> None:
         if not self.attacks:
@@ -192,26 +194,6 @@ class RunConfig:
                     f"expected attacks on the linear model with eot={self.eot}, got {name!r}, whose Jacobian is that "
                     "of one function; use one such as 'linear-lp-10'."
                 )
-
-    def _check_surrogates(self) -> None:
-        if self.regresses and (self.surrogates or self.transfer):
-            raise InputError(
-                f"expected no surrogates and no transfer for {self.model}: they are for classifiers; leave them out."
-            )
-        uses = [name for name in self.attacks if "surrogates" in find(name)[0].options]
-        if uses and not self.surrogates:
-            raise InputError(f"expected surrogates, the networks that {uses[0]!r} is crafted on, got none.")
-        if self.transfer and not self.surrogates:
-            raise InputError("expected surrogates to transfer to and from, got none; name the networks.")
-        if self.surrogates and not uses and not self.transfer:
-            raise InputError("expected 'ensemble' among the attacks, or transfer, to use the surrogates; got neither.")
-        if len({self.model, *self.surrogates}) != 1 + len(self.surrogates):
-            raise InputError(
-                f"expected surrogates that differ from the model {self.model!r} and from each other, got "
-                f"{', '.join(self.surrogates)}; remove the repeated name."
-            )
-        if self.transfer:
-            _ = self.transferred
 
     @property
     def spec(self) -> NetworkSpec:

@@ -86,9 +86,9 @@ def manifest(
         content["transfer"] = {"attack": config.transferred, "networks": [config.model, *config.surrogates]}
     if work.regression is not None:
         content |= {"reference": plan.reference, "psnr_peak_out": work.regression.peak}
-    over = [attack for attack in plan.attacks.values() if isinstance(attack.constraint, Groups)]
+    over = {name: attack for name, attack in plan.attacks.items() if isinstance(attack.constraint, Groups)}
     if over:
-        fewest = [name for name, attack in plan.attacks.items() if attack in over and attack.formulation.follows]
+        fewest = [name for name, attack in over.items() if attack.formulation.follows]
         k = None if len(fewest) == len(over) else config.k or 1
         content["groups"] = {"of": config.groups or PIXELS, "k": k} | ({"fewest": fewest} if fewest else {})
     if measured is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from epsball.errors import InputError
 from epsball.networks import NetworkSpec
@@ -15,6 +16,7 @@ __all__ = [
     "TASKS",
     "check_attack",
     "check_engine",
+    "check_surrogates",
     "check_target",
     "check_task",
     "default_attacks",
@@ -104,3 +106,25 @@ def partition(text: str, shape: tuple[int, ...]) -> Partition:
     if name == "channels" and not size:
         return channels(channel_dim=1)
     raise InputError(f"expected groups as 'pixels', 'patches:SIZE' such as 'patches:4', or 'channels', got {text!r}.")
+
+
+def check_surrogates(
+    model: str, attacks: Sequence[str], surrogates: Sequence[str], *, transfer: bool, regresses: bool
+) -> None:
+    """Refuse surrogates that nothing uses, a use without surrogates, and a network that is named twice."""
+    if regresses and (surrogates or transfer):
+        raise InputError(
+            f"expected no surrogates and no transfer for {model}: they are for classifiers; leave them out."
+        )
+    uses = [name for name in attacks if "surrogates" in find(name)[0].options]
+    if uses and not surrogates:
+        raise InputError(f"expected surrogates, the networks that {uses[0]!r} is crafted on, got none.")
+    if transfer and not surrogates:
+        raise InputError("expected surrogates to transfer to and from, got none; name the networks.")
+    if surrogates and not uses and not transfer:
+        raise InputError("expected 'ensemble' among the attacks, or transfer, to use the surrogates; got neither.")
+    if len({model, *surrogates}) != 1 + len(surrogates):
+        raise InputError(
+            f"expected surrogates that differ from the model {model!r} and from each other, got "
+            f"{', '.join(surrogates)}; remove the repeated name."
+        )

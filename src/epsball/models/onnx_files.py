@@ -41,8 +41,8 @@ def load_onnx(path: Path) -> tuple[nn.Module, dict[str, Any]]:
         module = onnx2torch.convert(proto)
     except NotImplementedError as error:
         raise InputError(
-            f"{path}: onnx2torch cannot convert it ({_first(error)}); it may know an older version of it: try "
-            "torch.onnx.export(..., opset_version=13, dynamo=False); or export the network with torch.export to a "
+            f"{path}: onnx2torch cannot convert it ({_first(error)}); it may know an older version of this operator: "
+            "try torch.onnx.export(..., opset_version=13, dynamo=False); or export the network with torch.export to a "
             ".pt2, or give it as file.py:factory."
         ) from error
     except Exception as error:
