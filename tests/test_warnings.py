@@ -256,8 +256,8 @@ def make():
     ("right", "count", "classes", "of", "warned"),
     [
         # A guess among 4 classes gets 10 of 40 right, and one standard deviation more is 12.7.
-        (0, 40, 4, 4, "hardly more than the 10 of a guess among 4 classes"),
-        (12, 40, 4, 4, "classifies 12 of 40 samples correctly"),
+        (0, 40, 4, 4, "no more than the 10 of a guess among 4 classes"),
+        (12, 40, 4, 4, "classifies 12 of 40 samples correctly, hardly more than the 10"),
         (13, 40, 4, 4, ""),
         (40, 40, 4, 4, ""),
         (0, 16, 4, 4, ""),  # too few to tell

@@ -175,10 +175,12 @@ def _show_fooling(result: RunResult) -> None:
     write("", f"{name} on {_data(result)}, {clean}")
     _console().print(table)
     write(f"of the {count:,} correctly classified samples, {orders} norm; passes: through the network, mean a sample")
-    for row in rows:
-        if row["median_groups"] is not None and row["eps"] == shown[-1]:
-            changed = f"{row['median_groups']:g} {result.manifest['groups']['of']}"
-            write(f"{row['attack']} changes {changed} of a fooled sample at eps = {row['eps']:g} (median)")
+    for attack in dict.fromkeys(row["attack"] for row in rows):
+        over_groups = [row for row in rows if row["attack"] == attack and row["median_groups"] is not None]
+        if over_groups:
+            counts = ", ".join(f"{row['median_groups']:g} at eps = {row['eps']:g}" for row in over_groups)
+            of = result.manifest["groups"]["of"]
+            write(f"{attack} changes so many groups ({of}) of a fooled sample, median: {counts}")
 
 
 def show_transfer(result: RunResult) -> None:

@@ -121,7 +121,9 @@ SomeAttacks = Annotated[
 Eps = Annotated[str | None, _option("Budgets in units of x, increasing: 0.1 of [0, 1], never of 255.", "E1,E2")]
 P = Annotated[str, _option("Norm order from 1 to inf.")]
 Steps = Annotated[int | None, _option("Steps of the attacks whose name leaves them open.")]
-Passes = Annotated[int | None, _option("Forward and backward passes that best and nearest may take, each.")]
+Passes = Annotated[
+    int | None, _option("Pairs of a forward and a backward pass that best and nearest may spend on a sample.")
+]
 Bounds = Annotated[str | None, _option("Valid range of x, or none; default: that of the data set.", "LO,HI|none")]
 Lattice = Annotated[
     int | None, _option("Perturbed inputs stay on so many steps of the range: 255 for 8-bit image files.", "LEVELS")

@@ -87,9 +87,10 @@ def _chance(plan: Plan, chunks: Iterable[Chunk]) -> dict[str, str] | None:
     if len(np.unique(seen)) == 1:
         what = f"{plan.config.model} gives all {count:,} samples class {seen[0]}, of which {right:,} are."
     elif right <= count * share + math.sqrt(count * share * (1.0 - share)):
+        guess = count * share
         what = (
-            f"{plan.config.model} classifies {right:,} of {count:,} samples correctly, hardly more than the "
-            f"{count * share:.0f} of a guess among {classes} classes."
+            f"{plan.config.model} classifies {right:,} of {count:,} samples correctly, "
+            f"{'no' if right <= guess else 'hardly'} more than the {guess:.0f} of a guess among {classes} classes."
         )
     else:
         return None

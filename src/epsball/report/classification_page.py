@@ -57,6 +57,7 @@ def classification_view(folder: Path, table: Any, manifest: Manifest) -> View:
         "orders": sorted({row["p"] for row in rows}),
         "clean": _clean(rows),
         "rows": rows,
+        "over_groups": any(row["median_groups"] is not None for row in rows),
         "numbers": numbers_view(rows),
         "transfer": transfer_view([row for row in every if row["eps"] == found.eps], judge),
         "samples": distance_rows(table, judge, _norm(found, manifest), manifest.classes),
