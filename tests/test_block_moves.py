@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 import epsball as eb
-from epsball.block_moves import _block
+from epsball.blocks import block_signs
 from epsball.errors import Status
 from epsball.randomness import Generators
 from helpers import Counting, images, network
@@ -98,7 +98,8 @@ def test_what_is_kept_is_the_best_point_that_was_tried(lattice):
 def test_a_sample_is_moved_the_same_alone_and_in_any_batch():
     model, x = network("tanh").eval(), images(6, seed=4)
     target, ids = model(x).argmax(1), torch.tensor([7, 3, 900, 0, 41, 5])
-    own = attack(50, eps=0.02)
+    schedule = attack(50, stop="never", restarts=3, restart_corners=True, restart_momentum=0.5).schedule
+    own = eb.Attack(eb.LpBall(eps=0.4), schedule=dataclasses.replace(schedule, step_size=0.05))
     whole = own(model, x, target, seed=3, sample_id=ids)
     for rows in ([0], [4, 1], [5, 0, 3, 2]):
         part = own(model, x[rows], target[rows], seed=3, sample_id=ids[rows])
@@ -127,22 +128,81 @@ def test_every_forward_pass_is_counted():
     assert (result.forwards[stands] == 2 + 1 + 1 + 30 + 1).all()
 
 
-@pytest.mark.parametrize("shape", [(40,), (3, 40), (3, 12, 9), (2, 5, 6, 7)])
-@pytest.mark.parametrize("share", [1e-4, 0.03, 0.3])
-def test_a_block_is_of_the_size_asked_for_and_moves_about(shape, share):
-    x = torch.zeros(4000, *shape)
-    block = _block(x, Generators.of(0, torch.arange(4000)), share).expand_as(x)
-    entries = block.flatten(1).sum(1).double() / (shape[0] if len(shape) > 1 else 1)
-    spans = shape[1:] if len(shape) > 1 else shape
-    assert (entries >= 1).all()
-    if len(shape) > 1:
-        sides = [min(length, max(1, round(share ** (1 / len(spans)) * length))) for length in spans]
-        assert (entries == math.prod(sides)).all()
-        assert torch.equal(block[:, 0], block[:, -1])  # all channels together
-        assert block[:, 0].flatten(1).any(0).all()  # to the very ends
-    else:
-        assert abs(float(entries.mean()) - max(1.0, share * 40)) < 0.5 + 0.1 * share * 40
-    assert len(torch.unique(block.flatten(1), dim=0)) > 10
+def test_every_other_move_takes_a_block_of_another_end():
+    """From a record of every point: attempts that end inside the ball, so that faces and ends can be told apart."""
+    model, x = network("tanh").eval(), images(1, seed=2)
+    target, points = model(x).argmax(1), []
+
+    def recorded(at):
+        if not at.requires_grad and len(at) == 1:
+            points.append(at.detach().clone())
+        return model(at)
+
+    eps, moves, restarts = 0.02, 300, 3
+    schedule = eb.Schedule(
+        steps=2,
+        update="project",
+        step_size=0.01,
+        stop="never",
+        random_start=True,
+        restarts=restarts,
+        block_moves=moves,
+    )
+    eb.Attack(eb.LpBall(eps=eps), schedule=schedule)(recorded, x, target)
+    tried, judged = points[-1 - moves : -1], points[-2 - moves - restarts : -2 - moves]
+    gain = [float(eb.Margin().gain(model(point).detach(), target)) for point in (*judged, *tried)]
+    best = max(range(restarts), key=gain.__getitem__)
+    current, highest, exchanged = judged[best], gain[best], 0
+    for point, now in zip(tried, gain[restarts:], strict=True):
+        moved = (point != current).any(1, keepdim=True).expand_as(point)
+        entries = moved[0, 0].nonzero()
+        if len(entries):  # a block: all channels, side by side, or what of it is not there already
+            low, high = entries.amin(0), entries.amax(0)
+            box = (slice(None), slice(None), *(slice(int(a), int(b) + 1) for a, b in zip(low, high, strict=True)))
+            on_faces = ((point - x)[box].abs() - eps).abs().amax() < 1e-12
+            at_an_end = any(torch.equal(point[box], end[box]) for end in judged)
+            assert on_faces or at_an_end
+            exchanged += int(at_an_end)
+        else:
+            exchanged += 1  # of the end that the moves began with
+        if now > highest:
+            current, highest = point, now
+    assert 0.4 < exchanged / moves < 0.6
+
+
+def test_attempts_from_corners_take_momentum_along():
+    """Against the loop written out: sign steps, mixed with the movement before them, from corners of blocks."""
+    model, x = network("tanh").eval(), images(4, seed=4)
+    target, ids, eps, share, steps = model(x).argmax(1), torch.tensor([3, 9, 1, 7]), 0.2, 0.03, 5
+    schedule = eb.Schedule(
+        steps=steps,
+        step_size=share,
+        update="project",
+        stop="never",
+        restarts=9,
+        restart_corners=True,
+        restart_momentum=0.25,
+    )
+    result = eb.Attack(eb.LpBall(eps=eps, bounds=BOX), schedule=schedule)(model, x, target, sample_id=ids)
+    low, high = (x - eps).clamp(*BOX), (x + eps).clamp(*BOX)
+    gains, ends = [], []
+    for attempt in range(9):
+        point, momentum = x, 0.0
+        if attempt:
+            signs = block_signs(x, Generators.of(0, ids).fork(attempt, 0))
+            point, momentum = torch.where(signs > 0, high, low), 0.25
+        before = point
+        for _ in range(steps):
+            at = point.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(eb.Margin().gain(model(at), target).sum(), at)
+            stepped = torch.clamp(torch.clamp(point + share * eps * gradient.sign(), *BOX), low, high)
+            moved = point + (1 - momentum) * (stepped - point) + momentum * (point - before)
+            before, point = point, torch.clamp(moved, low, high)
+        gains.append(eb.Margin().gain(model(point), target))
+        ends.append(point)
+    best = torch.stack(gains).argmax(0)
+    assert len(best.unique()) > 1
+    torch.testing.assert_close(result.perturbed, torch.stack(ends)[best, torch.arange(4)], rtol=0, atol=1e-10)
 
 
 def test_best_takes_them_from_many_passes_on_and_keeps_its_budget():
@@ -152,6 +212,10 @@ def test_best_takes_them_from_many_passes_on_and_keeps_its_budget():
     assert many.schedule.block_moves == 400
     assert eb.recipe("best", p=2.0, eps=0.1, passes=400).schedule.block_moves == 0
     assert eb.recipe("best", p=1.0, eps=0.1, passes=400).schedule.block_moves == 0
+    assert (few.schedule.restart_corners, many.schedule.restart_corners) == (False, True)
+    assert (few.objective.classes, many.objective.classes) == (9, 4)
+    assert eb.recipe("best", eps=0.1, passes=400, classes=7).objective.classes == 7
+    assert eb.recipe("best", p=2.0, eps=0.1, passes=400).objective.classes == 9
     result = many(model, x, model(x).argmax(1))
     spent = (result.forwards + result.backwards)[~result.success].double()
     assert len(spent)
@@ -174,6 +238,23 @@ def test_best_takes_them_from_many_passes_on_and_keeps_its_budget():
 def test_what_has_no_faces_to_move_to_is_refused(make, said):
     with pytest.raises(eb.InputError, match=said):
         make(eb.Schedule(block_moves=5))
+
+
+def test_starts_at_corners_need_corners():
+    with pytest.raises(eb.InputError, match="p=inf for restart_corners"):
+        eb.Attack(eb.LpBall(p=2.0, eps=1.0), schedule=eb.Schedule(update="project", restarts=2, restart_corners=True))
+
+
+@pytest.mark.parametrize("momentum", [-0.1, 1.0, math.nan, "0.5"])
+def test_momentum_is_a_share(momentum):
+    with pytest.raises(eb.InputError, match="0 <= restart_momentum < 1"):
+        eb.Schedule(update="project", restart_momentum=momentum)
+
+
+@pytest.mark.parametrize("changes", [{}, {"update": "project", "step_size": 0.5, "average": True}])
+def test_momentum_needs_projected_steps(changes):
+    with pytest.raises(eb.InputError, match='update="project" without average=True for restart_momentum'):
+        eb.Schedule(restart_momentum=0.5, **changes)
 
 
 @pytest.mark.parametrize("moves", [-1, 2.5, True])

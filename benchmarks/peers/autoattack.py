@@ -26,7 +26,8 @@ from torch import Tensor
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 NORMS = {1.0: "L1", 2.0: "L2", math.inf: "Linf"}
-PASSES = (50, 100, 200, 400, 1000)
+# For `best` 950 are a fifth of what the standard version spends on the robust network, and 4,270 all of it.
+PASSES = (50, 100, 200, 400, 950, 4270)
 EPS = {1.0: 10.0, 2.0: 2.0, math.inf: 0.3}
 
 

@@ -83,12 +83,13 @@ class Attack:
             self._check_search()
         elif not self.formulation.budgeted and (self.schedule.update == "project" or self.schedule.random_start):
             raise InputError("a minimal-norm attack has no budget to project onto or start in; accumulate its steps.")
-        if self.schedule.block_moves:
-            self._check_moves()
+        if self.schedule.block_moves or self.schedule.restart_corners:
+            self._check_faces()
         if self.schedule.average and isinstance(self.local_model, Quadratic):
             raise InputError("expected a linear local model with average=True, got a Quadratic; use eb.Linear().")
         ranked = isinstance(self.objective, Ranked)
-        if self.schedule.restarts > 1 and not (ranked or self.schedule.random_start or any(self.schedule.dithers())):
+        fresh = self.schedule.random_start or self.schedule.restart_corners or any(self.schedule.dithers())
+        if self.schedule.restarts > 1 and not (ranked or fresh):
             raise InputError("restarts without random_start or dither would repeat the same attempt; set one of them.")
 
     def _check_search(self) -> None:
@@ -102,14 +103,15 @@ class Attack:
         if isinstance(self.formulation, ShrinkingBall):
             self.formulation.check(self.constraint, average=schedule.average)
 
-    def _check_moves(self) -> None:
-        """Refuse random moves of blocks where there are no faces to move to, or nobody to ask."""
+    def _check_faces(self) -> None:
+        """Refuse random moves of blocks, or starts at corners, where there are no faces, or nobody to ask."""
+        named = "block_moves" if self.schedule.block_moves else "restart_corners"
         if type(self.formulation) is not NormConstrained or not takes_moves(self.constraint):
             raise InputError(
-                "expected eb.NormConstrained() over an eb.LpBall with p=inf for block_moves, whose moves end on its "
-                f"faces, got {type(self.formulation).__name__} over {self.constraint!r}; leave block_moves out."
+                f"expected eb.NormConstrained() over an eb.LpBall with p=inf for {named}, on whose faces the points "
+                f"lie, got {type(self.formulation).__name__} over {self.constraint!r}; leave {named} out."
             )
-        if as_objective(self.objective).surrogates:
+        if self.schedule.block_moves and as_objective(self.objective).surrogates:
             raise InputError("expected no surrogates with block_moves, which ask the model under attack at each move.")
 
     def with_eps(self, eps: float | Tensor) -> Attack:

@@ -98,6 +98,8 @@ class Batch:
     best: tuple[Tensor, Tensor] | None = None  # the η (B, *S) with the largest gain so far, and that gain (B,)
     radius: Radius | None = None  # of a minimal-norm search
     rate: float = 0.0  # how fast the radius moves at the first step
+    momentum: float = 0.0  # of projected steps
+    before: Tensor | None = None  # η one step ago, where they have
     average: Expansion | None = None  # of the linearisations so far, as functions of the whole perturbation
 
     @classmethod
@@ -130,6 +132,8 @@ class Batch:
             None if self.best is None else (self.best[0][index], self.best[1][index]),
             None if self.radius is None else self.radius.take(index),
             self.rate,
+            self.momentum,
+            None if self.before is None else self.before[index],
             None if self.average is None else self.average.take(index),
         )
 
@@ -137,6 +141,12 @@ class Batch:
         """Take a linearisation as a function of the whole perturbation into the average with this weight."""
         self.average = expansion if self.average is None else self.average.mixed(expansion, share)
         return self.average
+
+    def carried(self, updated: Tensor) -> Tensor:
+        """Mix a step, to `updated`, with the movement before it; (B, *S)."""
+        moved = 0.0 if self.before is None else self.eta - self.before
+        self.before = self.eta
+        return self.eta + (1.0 - self.momentum) * (updated - self.eta) + self.momentum * moved
 
     def keep(self, outputs: Tensor) -> None:
         """Remember where the samples stand if no gain was larger so far; outputs (B, *O) are those at this point."""

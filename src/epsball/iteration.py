@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
 from epsball.batch import Batch, Parts, State, place
+from epsball.blocks import block_signs
 from epsball.local_models import Expansion, GaussNewton
 from epsball.problem import Problem
 from epsball.sets.base import ConstraintSet
 from epsball.tensors import expand
 
-__all__ = ["attempt"]
+__all__ = ["Start", "attempt"]
+
+Start = Literal["x", "random", "corners"]  # where an attempt begins
 
 _SOLVER = 9  # the tag of the solvers' own random draws
 
@@ -26,7 +31,7 @@ def attempt(
     *,
     stops: bool,
     shared: bool,
-    random: bool = False,
+    start: Start = "x",
 ) -> None:
     """Run the T steps of Algorithm 1 on the samples `everyone`, dropping those that are finished."""
     schedule, formulation = attack.schedule, attack.formulation
@@ -34,11 +39,14 @@ def attempt(
     dithers, shares = schedule.dithers(problem.classifies, steps), schedule.shares(steps)
     streams = problem.streams.fork(restart)
     batch = Batch.of(problem, constraint, state, streams, everyone)
+    batch.momentum = schedule.restart_momentum if restart else 0.0
     if formulation.follows:
         batch.search(state, formulation.rate)
-    if not formulation.uses_model or random:
+    if start == "corners":
+        batch.eta = batch.constraint.lmo(block_signs(batch.x, batch.streams.fork(0)), batch.x)
+    elif start == "random" or not formulation.uses_model:
         batch.eta = batch.start(boundary=not formulation.uses_model)
-    at_x = not random and not formulation.follows
+    at_x = start == "x" and not formulation.follows
     for step in range(steps if formulation.uses_model else 0):
         point = offset = place(batch.x, batch.eta, batch.constraint)
         dithered = dithers[step] > 0
@@ -127,7 +135,10 @@ def _step(
     if average:
         updated = solution.delta  # a point of the set already
     elif attack.schedule.update == "project":
-        updated = local.total(batch.eta).project(updated, batch.x)
+        total = local.total(batch.eta)
+        updated = total.project(updated, batch.x)
+        if batch.momentum and not whole:
+            updated = total.project(batch.carried(updated), batch.x)
     if solution.slope is not None and batch.objective.fixed_pieces and isinstance(expansion, Expansion):
         batch.learn(expansion.piece, solution.slope)
     if solution.exact is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 from epsball.batch import Batch, Parts, State, place
 from epsball.block_moves import move_blocks
 from epsball.certification import certify
-from epsball.iteration import attempt
+from epsball.iteration import Start, attempt
 from epsball.local_models import Expansion, Linear
 from epsball.objectives import Margin, Objective, Ranked
 from epsball.problem import Problem
@@ -35,7 +35,8 @@ def run(attack: Parts, problem: Problem, started: float, *, shared: bool) -> Att
     state = State.new(problem.x, problem.clean_forwards)
     everyone = torch.arange(len(problem.x), device=problem.x.device)
     # Dither may be automatic, and none for this objective: then a restart would repeat the first attempt.
-    random = schedule.random_start or any(schedule.dithers(problem.classifies)) or not formulation.uses_model
+    dithered = any(schedule.dithers(problem.classifies))
+    random = schedule.random_start or schedule.restart_corners or dithered or not formulation.uses_model
     if formulation.follows:
         _search(attack, problem, formulation.searched(free), state, everyone, shared=shared)
     elif not schedule.block_moves and (schedule.restarts == 1 or not (random or isinstance(problem.objective, Ranked))):
@@ -61,10 +62,10 @@ def _one(
     """Make attempt `number` on some samples, with the objective whose turn it is."""
     objective, fresh = problem.objective.attempt(number)
     turned = problem if objective is problem.objective else problem.turned(objective)
-    random = attack.schedule.random_start or fresh
-    attempt(
-        attack, turned, constraint, state, active, number, stops=stops, shared=shared and number == 0, random=random
-    )
+    start: Start = "random" if attack.schedule.random_start or fresh else "x"
+    if attack.schedule.restart_corners and number > 0:
+        start = "corners"
+    attempt(attack, turned, constraint, state, active, number, stops=stops, shared=shared and number == 0, start=start)
 
 
 def _search(
@@ -107,6 +108,7 @@ def _best(
     best_success = torch.zeros_like(state.flat)
     best_flags, best_kkt = _flags(state), state.kkt.clone()
     budgeted = attack.formulation.budgeted
+    ends: list[Tensor] = []
     active = everyone
     for restart in range(attack.schedule.restarts):
         state.eta[active] = 0.0
@@ -125,7 +127,10 @@ def _best(
         best_success[chosen] = success[better]
         best_flags[:, chosen], best_kkt[chosen] = _flags(state)[:, chosen], state.kkt[chosen]
         state.exact[active], state.kkt[active] = True, torch.nan
-        active = active[~success] if stops and budgeted else active
+        if attack.schedule.block_moves:
+            ends.append(state.eta[active])
+        if stops and budgeted:
+            active, ends = active[~success], [end[~success] for end in ends]
         if len(active) == 0:
             break
         if restart == 0 and attack.schedule.restarts > 1:
@@ -134,7 +139,8 @@ def _best(
     state.flat, state.broken, state.feasible, state.exact = torch.where(tried, best_flags, _flags(state)).unbind(0)
     state.eta, state.kkt = best_eta, torch.where(tried, best_kkt, state.kkt)
     if attack.schedule.block_moves and len(active):
-        move_blocks(problem, constraint, state, active, attack.schedule.block_moves, stops=stops)
+        others = ends if attack.schedule.restarts > 1 else []
+        move_blocks(problem, constraint, state, active, attack.schedule.block_moves, others, stops=stops)
 
 
 def _flags(state: State) -> Tensor:

@@ -35,7 +35,10 @@ class Schedule:
     more forward pass; no dither): then the last step solves the problem over the whole set anew, from x instead of
     from the current point, so that affine models are solved exactly. block_moves: after the attempts of a
     norm-constrained attack in the ℓ∞ norm, so many random moves of blocks to the faces of the ball, one forward pass
-    each, kept where the gain rises: where gradients are zero or lead nowhere it goes on.
+    each, kept where the gain rises: where gradients are zero or lead nowhere it goes on. restart_corners: of such an
+    attack, attempts after the first begin at random corners of the ball, the same one throughout a block of entries.
+    restart_momentum: the share that each projected step of the attempts after the first takes of the movement before
+    it instead of its own, 0.25 as in APGD.
     """
 
     steps: int = 1
@@ -49,6 +52,8 @@ class Schedule:
     keep: Literal["last", "best"] = "last"
     average: bool = False
     block_moves: int = 0
+    restart_corners: bool = False
+    restart_momentum: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse schedules that cannot be run or that would leave the ball."""
@@ -66,6 +71,11 @@ class Schedule:
             raise InputError(f'expected keep as "last" or "best", got {self.keep!r}.')
         if self.keep == "best" and (self.update != "project" or any(self.dithers(True))):
             raise InputError('expected keep="best" with update="project" and without dither; leave keep out.')
+        momentum = self.restart_momentum
+        if not isinstance(momentum, Real) or not 0.0 <= momentum < 1.0:
+            raise InputError(f"expected 0 <= restart_momentum < 1, got {momentum!r}.")
+        if momentum and (self.update != "project" or self.average):
+            raise InputError('expected update="project" without average=True for restart_momentum; leave it out.')
         if self.average and (self.update != "project" or any(self.dithers(True)) or self.keep == "best"):
             raise InputError(
                 'expected update="project" without dither and keep with average=True, whose steps are whole.'

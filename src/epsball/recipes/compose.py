@@ -77,8 +77,9 @@ def recipe(
         raise InputError(f"expected eps for {name!r}, the budget in units of x; got none.")
     if row.order is not None and p is not None and p != row.order:
         raise InputError(f"expected p={row.order:g} for {name!r}, got p={p!r}.")
-    objective = row.objective(options)
-    special = row.sparse if p == 1.0 else row.boxed if p in (None, math.inf) else None
+    order = row.order if row.order is not None else math.inf if p is None else p
+    objective = row.objective({**options, "p": order})
+    special = row.sparse if order == 1.0 else row.boxed if order == math.inf else None
     made = special or row.schedule
     schedule = made(1 if row.family == "groups" and not row.iterative else count)
     changes: dict[str, Any] = {"restarts": restarts} if restarts != 1 else {}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 from epsball.objectives import CrossEntropy, Margin, Ranked
 from epsball.recipes.row import Recipe
@@ -17,6 +19,8 @@ _POLISHING = 2  # passes that the polish and the judging of a search take
 _EARLY = 35  # passes below which `nearest` does without a ranking
 _FIRST = 0.4  # share of the passes that the untargeted attempt takes
 _LEAST = 15  # steps of the others, below which longer ones gain more than further ones
+_LONGEST = 60  # steps of the untargeted attempt, and
+_SHORT = 20  # of the others, where many passes are divided into attempts from corners
 _MANY = 400  # passes from which further gradient steps gain less than random moves of blocks
 _SPARSE = 400  # passes below which p = 1 takes one attempt: its steps move few entries, and it needs many
 
@@ -49,10 +53,27 @@ def _spend(
 
 
 def _spend_in_a_box(passes: int) -> Schedule:
-    """Leave half of many passes to forward passes alone, two for the one of both ways."""
+    """Of many passes spend half on short attempts from corners, and half on forward passes alone, two for the one."""
     if passes < _MANY:
         return _spend(passes)
-    return replace(_spend(passes - passes // 2), block_moves=2 * (passes // 2))
+    steps = passes - passes // 2
+    first = min(_LONGEST, int(_FIRST * steps))
+    return replace(
+        _spend(passes),
+        steps=first,
+        restarts=1 + (steps - _RANKING - first) // _SHORT,
+        restart_steps=_SHORT,
+        restart_corners=True,
+        restart_momentum=0.25,
+        block_moves=2 * (passes // 2),
+    )
+
+
+def _classes(options: dict[str, Any]) -> int:
+    """Return how many classes take part: with many short attempts the first few, again and again."""
+    many = options.get("p") == math.inf and options.get("passes", 0) >= _MANY
+    classes: int = options.get("classes", 4 if many else 9)
+    return classes
 
 
 def _spend_on_groups(passes: int) -> Schedule:
@@ -64,9 +85,9 @@ SEARCH = (
     Recipe(
         "best",
         "the strongest within a budget: cross-entropy, then class after class as the linear model ranks them; for "
-        "p = inf and 400 passes or more also random moves of blocks",
+        "p = inf and 400 passes or more from corners, and random moves of blocks",
         "this library",
-        lambda o: Ranked(CrossEntropy(), o.get("classes", 9)),
+        lambda o: Ranked(CrossEntropy(), _classes(o)),
         _spend,
         steps=100,
         sparse=partial(_spend, sparse=True),
