@@ -15,6 +15,7 @@ from epsball import data, networks
 from epsball.cli.app import app
 from epsball.experiments.compare import compare_runs
 from epsball.experiments.config import RunConfig
+from epsball.report import FewestGroupsCurves, read_results
 
 
 @pytest.mark.parametrize("groups", ["pixels", "patches:4"])
@@ -41,6 +42,21 @@ def test_the_command_line_finds_the_fewest_groups(tmp_path: Path, groups: str) -
     page = (tmp_path / "r" / "report.html").read_text()
     assert "median groups" in page
     assert all(f"<td>{median.split()[0]}</td>" in page for median in medians)
+    assert f"How few {groups.partition(':')[0]} change the answer" in page
+    shown = FewestGroupsCurves.from_table(read_results(tmp_path / "r"), "nearest", "pixels", "digits-cnn")
+    assert list(shown.needed) == [0.5, 1.0]
+    mine = [row for row in table if row["attack"] == "nearest" and row["target"] == row["clean_prediction"]]
+    for eps, k in ((0.5, 0), (0.5, 2), (1.0, 1), (1.0, 3), (1.0, shown.largest)):
+        within = [row["success"] and row["groups"] <= k for row in mine if row["eps"] == eps]
+        assert shown.percent(eps, k) == pytest.approx(100.0 * np.mean(within))
+    assert shown.counts[-1] == shown.largest == max(row["groups"] for row in mine if row["success"])
+    lines = shown.plot().get_lines()
+    assert [line.get_label() for line in lines] == ["eps = 0.5", "eps = 1"]
+    for eps, line in zip(shown.needed, lines, strict=True):
+        x, y = line.get_data()
+        assert [y[x <= k][-1] for k in range(shown.largest + 1)] == pytest.approx(
+            [shown.percent(eps, k) for k in range(shown.largest + 1)]
+        )
     assert {row["groups"] for row in table if row["attack"] == "fgsm"} == {None}
     assert all(row["groups"] <= 2 for row in table if row["attack"] == "linear-pixel-2")
     manifest = json.loads((tmp_path / "r" / "manifest.json").read_text())

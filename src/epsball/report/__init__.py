@@ -1,6 +1,7 @@
 """What a run found, for people: tables, figures and one self-contained page, made of rows and a manifest alone."""
 
 from epsball.report.figures import DistanceHistogram, ExampleGrid, FoolingCurves
+from epsball.report.group_curves import FewestGroupsCurves
 from epsball.report.latex import to_latex
 from epsball.report.output_examples import OutputGrid
 from epsball.report.page import write_page
@@ -12,6 +13,7 @@ from epsball.report.tables import cost_table, fooling_table, to_csv, to_markdown
 __all__ = [
     "DistanceHistogram",
     "ExampleGrid",
+    "FewestGroupsCurves",
     "FoolingCurves",
     "OutputGrid",
     "PsnrCurves",

@@ -12,6 +12,7 @@ from epsball.report.chart import fooling_chart
 from epsball.report.examples import ExampleGrid
 from epsball.report.figures import DistanceHistogram, FoolingCurves
 from epsball.report.gallery import budgets, classified_gallery
+from epsball.report.group_curves import FewestGroupsCurves
 from epsball.report.latex import to_latex
 from epsball.report.manifest import Manifest
 from epsball.report.render import SHOWN_SAMPLES, Drawings, View, common
@@ -65,6 +66,7 @@ def classification_view(folder: Path, table: Any, manifest: Manifest) -> View:
         "statuses": status_view(table, judge, found.eps, manifest.statuses, MEANINGS),
         "curves": figures.curves(rows, manifest),
         "distances": distances,
+        "fewest": figures.fewest(table, manifest, rows, judge),
         "lead": lead,
         "gallery": figures.examples(folder, table, manifest, judge, attacks),
     }
@@ -156,6 +158,18 @@ class _Figures(Drawings):
                 {"name": name, "display": display, "wide": wide, "narrow": narrow.inline()}
                 | {"shares": _shares(display)}
             )
+        return shown
+
+    def fewest(self, table: Any, manifest: Manifest, rows: Sequence[Row], judge: str) -> list[dict[str, Any]]:
+        searched, shown = manifest.fewest, []
+        ran = dict.fromkeys(row["attack"] for row in rows if row["crafted_on"] == judge and row["attack"] in searched)
+        for index, name in enumerate(ran):
+            display = FewestGroupsCurves.from_table(table, name, manifest.groups(name), judge)
+            narrow = Drawing(
+                display.plot(new_figure(4.6, 3.6).add_subplot(), legend="below").figure, f"groups-{index}-narrow"
+            )
+            wide = self.keep(display.plot().figure, f"groups-{index}")
+            shown.append({"name": name, "display": display, "wide": wide, "narrow": narrow.inline()})
         return shown
 
     def examples(

@@ -106,6 +106,12 @@ class Manifest:
             return ""
         return self.text("of", "groups").partition(":")[0] or "groups"
 
+    @property
+    def fewest(self) -> list[str]:
+        """The names of the attacks that look for the fewest groups."""
+        names = self.part("groups").get("fewest")
+        return [str(name) for name in names] if isinstance(names, list) else []
+
     def _groups(self) -> str:
         count, of, fewest = (self.part("groups").get(name) for name in ("k", "of", "fewest"))
         if not count:
