@@ -39,17 +39,19 @@ def variants_of_best(p: float, eps: float, passes: int) -> dict[str, eb.Attack]:
     whole = eb.recipe("best", p=p, eps=eps, bounds=(0.0, 1.0), passes=passes)
     plan, steps = whole.schedule, replace(whole, schedule=_spend(passes))
     last = 2.5 / plan.steps  # the constant step of projected gradient attacks
-    every = replace(plan, step_size=last, restart_steps=plan.steps, restarts=max(1, passes // plan.steps))
+    left = passes - plan.block_moves // 2
+    every = replace(plan, step_size=last, restart_steps=plan.steps, restarts=max(1, left // plan.steps))
+    random = replace(plan, random_start=True, restart_corners=False, restart_momentum=0.0)
     return {
         "whole": whole,
         **(of_many_passes(whole, passes) if plan.block_moves else {}),
         "one attempt, no classes ranked": replace(
             steps, schedule=replace(steps.schedule, steps=passes - 1, restarts=1)
         ),
-        "random restarts, no classes ranked": replace(
-            whole, objective=eb.CrossEntropy(), schedule=replace(plan, random_start=True)
+        "random restarts, no classes ranked": replace(whole, objective=eb.CrossEntropy(), schedule=random),
+        "first attempt on the margin": replace(
+            whole, objective=Ranked(eb.Margin("runner-up"), whole.objective.classes)
         ),
-        "first attempt on the margin": replace(whole, objective=Ranked(eb.Margin("runner-up"), 9)),
         "constant steps 2.5 eps / T": replace(whole, schedule=every),
         "last point instead of the best": replace(whole, schedule=replace(plan, keep="last")),
         "pgd, cross-entropy": eb.recipe("pgd", p=p, eps=eps, bounds=(0.0, 1.0), steps=passes),
@@ -58,14 +60,15 @@ def variants_of_best(p: float, eps: float, passes: int) -> dict[str, eb.Attack]:
 
 def of_many_passes(whole: eb.Attack, passes: int) -> dict[str, eb.Attack]:
     plan, half = whole.schedule, passes - passes // 2
-    twice = replace(plan, block_moves=0, restarts=1 + (passes - plan.steps) // (plan.restart_steps or plan.steps))
+    assert plan.restart_steps is not None
+    twice = replace(plan, block_moves=0, restarts=1 + (passes - plan.steps - 11) // (plan.restart_steps + 1))
     return {
         "gradient steps alone, from x": replace(whole, objective=ranked(9), schedule=_spend(passes)),
         "gradient steps alone, from corners": replace(whole, schedule=twice),
         "few long attempts from x, then moves": replace(
             whole, objective=ranked(9), schedule=replace(_spend(half), block_moves=plan.block_moves)
         ),
-        "attempts from x": replace(whole, schedule=replace(plan, restart_corners=False)),
+        "attempts from x, then from random points": replace(whole, schedule=replace(plan, restart_corners=False)),
         "no momentum": replace(whole, schedule=replace(plan, restart_momentum=0.0)),
         ALONE: whole,
         "all nine classes": replace(whole, objective=ranked(9)),

@@ -90,7 +90,9 @@ class Attack:
         ranked = isinstance(self.objective, Ranked)
         fresh = self.schedule.random_start or self.schedule.restart_corners or any(self.schedule.dithers())
         if self.schedule.restarts > 1 and not (ranked or fresh):
-            raise InputError("restarts without random_start or dither would repeat the same attempt; set one of them.")
+            raise InputError(
+                "restarts without random_start, restart_corners or dither would repeat the same attempt; set one."
+            )
 
     def _check_search(self) -> None:
         """Refuse what a minimal-norm search cannot use."""

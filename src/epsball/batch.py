@@ -144,9 +144,10 @@ class Batch:
 
     def carried(self, updated: Tensor) -> Tensor:
         """Mix a step, to `updated`, with the movement before it; (B, *S)."""
-        moved = 0.0 if self.before is None else self.eta - self.before
-        self.before = self.eta
-        return self.eta + (1.0 - self.momentum) * (updated - self.eta) + self.momentum * moved
+        before, self.before = self.before, self.eta
+        if before is None:
+            return updated
+        return self.eta + (1.0 - self.momentum) * (updated - self.eta) + self.momentum * (self.eta - before)
 
     def keep(self, outputs: Tensor) -> None:
         """Remember where the samples stand if no gain was larger so far; outputs (B, *O) are those at this point."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from epsball.batch import Batch, Parts, State, place
-from epsball.block_moves import move_blocks
+from epsball.block_moves import Ends, move_blocks
 from epsball.certification import certify
 from epsball.iteration import Start, attempt
 from epsball.local_models import Expansion, Linear
@@ -108,7 +108,8 @@ def _best(
     best_success = torch.zeros_like(state.flat)
     best_flags, best_kkt = _flags(state), state.kkt.clone()
     budgeted = attack.formulation.budgeted
-    ends: list[Tensor] = []
+    best_attempt = torch.zeros_like(everyone)
+    ends = Ends()
     active = everyone
     for restart in range(attack.schedule.restarts):
         state.eta[active] = 0.0
@@ -127,10 +128,10 @@ def _best(
         best_success[chosen] = success[better]
         best_flags[:, chosen], best_kkt[chosen] = _flags(state)[:, chosen], state.kkt[chosen]
         state.exact[active], state.kkt[active] = True, torch.nan
-        if attack.schedule.block_moves:
-            ends.append(state.eta[active])
-        if stops and budgeted:
-            active, ends = active[~success], [end[~success] for end in ends]
+        best_attempt[chosen] = restart
+        if attack.schedule.block_moves and attack.schedule.restarts > 1:
+            ends.add(restart, active, state.eta[active])
+        active = active[~success] if stops and budgeted else active
         if len(active) == 0:
             break
         if restart == 0 and attack.schedule.restarts > 1:
@@ -139,7 +140,7 @@ def _best(
     state.flat, state.broken, state.feasible, state.exact = torch.where(tried, best_flags, _flags(state)).unbind(0)
     state.eta, state.kkt = best_eta, torch.where(tried, best_kkt, state.kkt)
     if attack.schedule.block_moves and len(active):
-        others = ends if attack.schedule.restarts > 1 else []
+        others = ends.of(active, best_attempt)
         move_blocks(problem, constraint, state, active, attack.schedule.block_moves, others, stops=stops)
 
 

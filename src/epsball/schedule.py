@@ -71,6 +71,11 @@ class Schedule:
             raise InputError(f'expected keep as "last" or "best", got {self.keep!r}.')
         if self.keep == "best" and (self.update != "project" or any(self.dithers(True))):
             raise InputError('expected keep="best" with update="project" and without dither; leave keep out.')
+        if self.restart_corners and (self.update != "project" or self.average):
+            raise InputError(
+                'expected update="project" without average=True for restart_corners: a corner spends the budget that '
+                "accumulated steps need; leave it out."
+            )
         momentum = self.restart_momentum
         if not isinstance(momentum, Real) or not 0.0 <= momentum < 1.0:
             raise InputError(f"expected 0 <= restart_momentum < 1, got {momentum!r}.")

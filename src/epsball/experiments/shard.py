@@ -132,7 +132,8 @@ def _cost(job: Job, work: Work) -> float:
         passes = 80
     if not attack.formulation.budgeted:
         return float(passes * min(attack.schedule.steps, 5))
-    return float(passes * attack.schedule.steps * grid)
+    steps = attack.schedule.steps + (attack.schedule.restarts - 1) * attack.schedule.length(1)
+    return float((passes * steps + attack.schedule.block_moves) * grid)
 
 
 def _silent(name: str, rows: slice, cost: float) -> None:

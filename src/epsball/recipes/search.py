@@ -61,7 +61,8 @@ def _spend_in_a_box(passes: int) -> Schedule:
     return replace(
         _spend(passes),
         steps=first,
-        restarts=1 + (steps - _RANKING - first) // _SHORT,
+        # One pair more than its steps is the judging of an attempt, and one that of the moves and of the result.
+        restarts=1 + (steps - _RANKING - first - 2) // (_SHORT + 1),
         restart_steps=_SHORT,
         restart_corners=True,
         restart_momentum=0.25,
@@ -85,7 +86,7 @@ SEARCH = (
     Recipe(
         "best",
         "the strongest within a budget: cross-entropy, then class after class as the linear model ranks them; for "
-        "p = inf and 400 passes or more from corners, and random moves of blocks",
+        "p = inf and 400 passes or more in short attempts from corners, with random moves of blocks at the end",
         "this library",
         lambda o: Ranked(CrossEntropy(), _classes(o)),
         _spend,
