@@ -635,7 +635,7 @@ def test_a_near_miss_says_which_option_was_meant(name, option, meant):
         ({"name": "ensemble", "eps": 0.1}, "expected surrogates= for 'ensemble'"),
         ({"name": "ensemble", "eps": 0.1, "surrogates": []}, "at least one surrogate"),
         ({"name": "ensemble", "eps": 0.1, "surrogates": [3]}, "at least one surrogate"),
-        ({"name": "alg1-3", "eps": 0.1, "restarts": 4}, "restarts without random_start or dither"),
+        ({"name": "alg1-3", "eps": 0.1, "restarts": 4}, "restarts without random_start, restart_corners or dither"),
         ({"name": "pgd", "eps": 0.1, "restarts": 0}, "expected restarts as an integer >= 1"),
         ({"name": "pgd", "eps": 0.1, "stop": "soon"}, "expected stop as"),
         ({"name": "random-l2", "eps": 0.1, "p": 1.0}, "expected p=2 for 'random-l2', got p=1.0"),

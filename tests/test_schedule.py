@@ -80,7 +80,7 @@ def test_a_schedule_is_a_frozen_value():
 
 @pytest.mark.parametrize("update", ["accumulate", "project"])
 def test_attempts_that_would_repeat_the_first_are_refused(update):
-    with pytest.raises(eb.InputError, match="restarts without random_start or dither"):
+    with pytest.raises(eb.InputError, match="restarts without random_start, restart_corners or dither"):
         eb.Attack(constraint=eb.LpBall(eps=0.1), schedule=eb.Schedule(restarts=2, update=update))
     ranked = eb.Attack(eb.LpBall(eps=0.1), eb.Ranked(), schedule=eb.Schedule(restarts=2, update=update))
     assert ranked.schedule.restarts == 2
