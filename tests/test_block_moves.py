@@ -268,6 +268,10 @@ def test_attempts_from_corners_take_momentum_along():
             before, point = point, torch.clamp(moved, low, high)
         gains.append(eb.Margin().gain(model(point), target))
         ends.append(point)
+    # The first attempt has none.
+    first = dataclasses.replace(schedule, restarts=1)
+    alone = eb.Attack(eb.LpBall(eps=eps, bounds=BOX), schedule=first)(model, x, target, sample_id=ids)
+    torch.testing.assert_close(alone.perturbed, ends[0], rtol=0, atol=1e-10)
     best = torch.stack(gains).argmax(0)
     assert len(best.unique()) > 1
     torch.testing.assert_close(result.perturbed, torch.stack(ends)[best, torch.arange(4)], rtol=0, atol=1e-10)

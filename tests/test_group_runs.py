@@ -45,6 +45,9 @@ def test_the_command_line_finds_the_fewest_groups(tmp_path: Path, groups: str) -
     assert f"How few {groups.partition(':')[0]} change the answer" in page
     shown = FewestGroupsCurves.from_table(read_results(tmp_path / "r"), "nearest", "pixels", "digits-cnn")
     assert list(shown.needed) == [0.5, 1.0]
+    for name, judge in (("pgd", "digits-cnn"), ("nearest", "digits-fcnn")):
+        with pytest.raises(eb.InputError, match=name if name == "pgd" else judge):
+            FewestGroupsCurves.from_table(read_results(tmp_path / "r"), name, "pixels", judge)
     mine = [row for row in table if row["attack"] == "nearest" and row["target"] == row["clean_prediction"]]
     for eps, k in ((0.5, 0), (0.5, 2), (1.0, 1), (1.0, 3), (1.0, shown.largest)):
         within = [row["success"] and row["groups"] <= k for row in mine if row["eps"] == eps]

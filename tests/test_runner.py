@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +22,7 @@ from epsball.experiments.collect import spread_budgets
 from epsball.experiments.config import RunConfig
 from epsball.experiments.manifest import FORMULATIONS
 from epsball.experiments.runner import run
+from epsball.experiments.shard import _cost
 from epsball.report import page
 
 SCHEMA = {
@@ -577,3 +579,20 @@ def test_every_recipe_has_a_formulation_that_people_know():
         assert type(row.formulation) in FORMULATIONS, row.name
         if row.over_groups is not None:
             assert type(row.over_groups[1]) in FORMULATIONS, row.name
+
+
+@pytest.mark.parametrize("passes", [100, 399, 400, 950])
+def test_the_estimate_of_the_time_left_knows_what_a_search_spends(passes):
+    """Beside what it spends on samples that stand; an attack of one step counts 2."""
+    x = torch.rand(2, 1, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    weight = torch.randn(42, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+    def model(x):
+        return x.flatten(1) @ weight
+
+    attack = eb.recipe("best", eps=1e-9, bounds=(0.0, 1.0), passes=passes)
+    result = attack(model, x, model(x).argmax(1))
+    assert not result.success.any()
+    spent = float((result.forwards + result.backwards).double().mean())
+    estimate = _cost(SimpleNamespace(attack=attack), SimpleNamespace(eps=(1e-9,)))
+    assert 0.85 * spent < estimate < 1.15 * spent

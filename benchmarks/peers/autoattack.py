@@ -26,9 +26,10 @@ from torch import Tensor
 
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
 NORMS = {1.0: "L1", 2.0: "L2", math.inf: "Linf"}
-# For `best` 950 are a fifth of what the standard version spends on the robust network, and 4,270 all of it.
+# With 950 `best` spends less than a fifth of what the standard version does on the robust network, with 4,270 less than
+# all of it: samples that are fooled spend no more.
 PASSES = (50, 100, 200, 400, 950, 4270)
-ENOUGH = 1000  # beyond them the other recipes fool no more
+ENOUGH = 1000  # for the other recipes: of 1,000 images pgd fools 105 with 100 passes and 108 with these
 EPS = {1.0: 10.0, 2.0: 2.0, math.inf: 0.3}
 
 

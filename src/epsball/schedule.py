@@ -32,13 +32,13 @@ class Schedule:
     that is dithered does not see the point it starts from, so with dither at every step a success shows only at the
     end. restarts: attempts with new random draws, the best kept. restart_steps: T of the attempts after the first,
     the same by default. keep: of an attempt's points the "last", or the "best", the one with the largest gain (one
-    more forward pass; no dither): then the last step solves the problem over the whole set anew, from x instead of
-    from the current point, so that affine models are solved exactly. block_moves: after the attempts of a
-    norm-constrained attack in the ℓ∞ norm, so many random moves of blocks to the faces of the ball, one forward pass
-    each, kept where the gain rises: where gradients are zero or lead nowhere it goes on. restart_corners: of such an
-    attack, attempts after the first begin at random corners of the ball, the same one throughout a block of entries.
-    restart_momentum: the share that each projected step of the attempts after the first takes of the movement before
-    it instead of its own, 0.25 as in APGD.
+    more forward pass; no dither): then the last step solves the problem over the whole set anew, from x instead of from
+    the current point, so that affine models are solved exactly. block_moves: after the attempts of a norm-constrained
+    attack in the ℓ∞ norm, so many random moves of blocks to the faces of the ball or, with restarts, to where another
+    of the last 20 attempts ended; one forward pass each, kept where the gain rises: where gradients are zero or lead
+    nowhere it goes on. restart_corners: of such an attack, attempts after the first begin at random corners of the
+    ball, the same one throughout a block of entries. restart_momentum: the share that each projected step of the
+    attempts after the first takes of the movement before it instead of its own, 0.25 as in APGD.
     """
 
     steps: int = 1

@@ -165,6 +165,8 @@ class _Figures(Drawings):
         ran = dict.fromkeys(row["attack"] for row in rows if row["crafted_on"] == judge and row["attack"] in searched)
         for index, name in enumerate(ran):
             display = FewestGroupsCurves.from_table(table, name, manifest.groups(name), judge)
+            if display.n == 0:
+                continue
             narrow = Drawing(
                 display.plot(new_figure(4.6, 3.6).add_subplot(), legend="below").figure, f"groups-{index}-narrow"
             )

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from epsball.errors import unknown_name
 from epsball.report.rows import Columns
 from epsball.report.style import INK, line_styles, new_figure, tidy
 from epsball.report.text import count, label, number
@@ -32,11 +33,20 @@ class FewestGroupsCurves:
 
     @classmethod
     def from_table(cls, table: Any, attack: str, of: str, judged_on: str) -> FewestGroupsCurves:
-        """Take the numbers of groups of one attack out of a table of results; no other attack has any."""
+        """Take the numbers of groups of one attack, crafted and judged on one model, out of a table of results.
+
+        Raises InputError for an attack or a model that the table does not hold.
+        """
         columns = Columns.of(table)
-        ours = (columns.codes["attack"] == columns.names["attack"].index(attack)) & columns.correct
-        ours &= columns.codes["judged_on"] == columns.names["judged_on"].index(judged_on)
-        ours &= columns.codes["crafted_on"] == columns.names["crafted_on"].index(judged_on)
+        ours = columns.correct.copy()
+        for key, name, kind in (
+            ("attack", attack, "attack"),
+            ("judged_on", judged_on, "model"),
+            ("crafted_on", judged_on, "model"),
+        ):
+            if name not in columns.names[key]:
+                raise unknown_name(kind, name, columns.names[key])
+            ours &= columns.codes[key] == columns.names[key].index(name)
         needed, n = {}, 0
         for eps in np.unique(columns["eps"][ours]).tolist():
             mine = ours & (columns["eps"] == eps)
@@ -72,7 +82,8 @@ class FewestGroupsCurves:
         place: dict[str, Any] = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)}
         if legend == "below":
             place = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.2), "ncols": 3, "columnspacing": 1.2}
-        ax.legend(frameon=False, labelcolor=INK, fontsize=10, **place)
+        if self.needed:
+            ax.legend(frameon=False, labelcolor=INK, fontsize=10, **place)
         ax.set_ylim(-2, 102)
         ax.set_xlim(0, 1.02 * self.largest)
         ax.xaxis.get_major_locator().set_params(integer=True)
