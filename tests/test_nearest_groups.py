@@ -194,7 +194,6 @@ def test_the_budget_of_passes_is_kept(passes):
     model, x, y = digits(12)
     result = eb.recipe("nearest", groups="pixels", eps=0.05, bounds=(0.0, 1.0), passes=passes)(model, x, y)
     attack = eb.recipe("nearest", groups="pixels", bounds=(0.0, 1.0), passes=passes)
-    assert int(result.backwards.max()) <= max(passes, 3)
     # Judging what is polished takes forward passes on top: four a round, and one at the end.
     polishing = 5 * attack.formulation.polish + 1
     assert int((result.forwards + result.backwards).max()) <= 2 * max(passes, 3) + polishing

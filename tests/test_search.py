@@ -101,18 +101,17 @@ class Recorded(nn.Module):
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
-@pytest.mark.parametrize("passes", [1, 5, 40, 100])
+@pytest.mark.parametrize("passes", [1, 5, 40, 100, 420, 1000])
 @pytest.mark.parametrize("name", ["best", "nearest"])
 def test_the_budget_of_passes_is_kept(name, passes, p):
     data = load("digits", split="test").head(12)
     model = Recorded(networks.load("digits-fcnn"))
     eps = {"eps": 1e-3} if name == "best" else {}  # so small that every sample stands and spends everything
     result = eb.recipe(name, p=p, bounds=data.bounds, passes=passes, **eps)(model, data.x, data.target)
-    # Judging the points found takes forward passes on top: at most two an attempt, one at the end, and the probes.
+    # One attempt takes every pass for its steps, so that judging what it found takes forward passes on top.
     attempts = eb.recipe(name, p=p, passes=passes, **eps).schedule.restarts
     spent = result.forwards + result.backwards
-    assert int(result.backwards.max()) <= max(passes, 3)
-    assert float(spent.double().mean()) <= 2 * max(passes, 3) + 2 * attempts + 2
+    assert int(spent.max()) <= 2 * max(passes, 3) + (2 if attempts == 1 else 0)
     assert model.forwards <= int(result.forwards.sum()) + 4
     assert model.backwards <= int(result.backwards.sum())
     assert passes < 10 or float(spent.double().mean()) >= 1.6 * passes

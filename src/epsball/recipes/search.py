@@ -14,7 +14,7 @@ from epsball.solvers import FewestGroups, ShrinkingBall
 
 __all__ = ["SEARCH"]
 
-_RANKING = 9  # gradients that a ranking takes
+_RANKING = 5  # passes that a ranking takes: one forward, nine gradients
 _POLISHING = 2  # passes that the polish and the judging of a search take
 _EARLY = 35  # passes below which `nearest` does without a ranking
 _FIRST = 0.4  # share of the passes that the untargeted attempt takes
@@ -35,11 +35,13 @@ def _spend(
     if nearest:
         passes = max(1, passes - _POLISHING)
     first = int(share * passes)
-    left = passes - _RANKING - first
+    # Judging the result takes a pass, and of a norm-constrained attack each attempt too.
+    judging = 0 if nearest else 1
+    left = passes - _RANKING - first - judging - 1
     several = passes >= (_SPARSE if sparse else _EARLY)
     others = left // max(least, int(1.6 * left**0.5)) if several else 0
     if others:
-        steps, restarts, length = first, 1 + others, left // others
+        steps, restarts, length = first, 1 + others, left // others - judging
     else:
         steps, restarts, length = passes - (_RANKING if nearest and passes >= _EARLY else 0), 1, None
     return Schedule(
@@ -61,7 +63,7 @@ def _spend_in_a_box(passes: int) -> Schedule:
     return replace(
         _spend(passes),
         steps=first,
-        # One pair more than its steps is the judging of an attempt, and one that of the moves and of the result.
+        # As in `_spend`; the moves are judged with the result.
         restarts=1 + (steps - _RANKING - first - 2) // (_SHORT + 1),
         restart_steps=_SHORT,
         restart_corners=True,

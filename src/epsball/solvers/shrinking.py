@@ -36,7 +36,7 @@ class ShrinkingBall(NormConstrained):
     """
 
     rate: float = 0.3
-    polish: int = 2
+    polish: int = 1
     budgeted = False
     follows = True
 
