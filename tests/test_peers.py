@@ -18,12 +18,14 @@ from helpers import generator
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 pytest.importorskip("pyarrow")
+import pyarrow.parquet as pq
 from benchmarks.peers import cells, exact, summary
 from benchmarks.peers.adapters import ours
 from benchmarks.peers.adapters.row import FIXED, MINIMAL, Attack, Job
 from benchmarks.peers.cells import Cell
 from benchmarks.peers.counting import Counting
 from benchmarks.peers.judging import judge, slack
+from benchmarks.peers.kept import pack, unpack
 
 
 def classifier():
@@ -191,6 +193,37 @@ def test_a_finished_cell_is_kept_and_an_error_is_a_result(tmp_path):
     assert duel["difference"] == pytest.approx(2 / 3)
     assert cells.forget(tmp_path, "fixed", "peer/far") == 1
     assert {row["attack"] for row in summary.fixed(tmp_path)} == {"near", "broken"}
+
+
+def test_kept_cells_come_back_as_they_were(tmp_path):
+    first, kept, second = (tmp_path / name for name in ("first", "kept", "second"))
+    data = (torch.full((2, 2), 0.6), torch.zeros(2, dtype=torch.long), torch.tensor([4, 7]))
+    for part, name, call, eps in (
+        ("fixed", "near", shift(0.12), 0.15),
+        ("fixed", "broken", broken, 0.15),
+        ("minimal", "small", shift(0.11), None),
+    ):
+        kind = FIXED if part == "fixed" else MINIMAL
+        cell = Cell(part, "net", "peer", name, math.inf, eps, 1, 2)
+        cells.run(cell, Attack("peer", name, kind, (math.inf,), "", call), classifier, data, first)
+    assert pack(first, kept) == {"fixed": 2, "minimal": 1}
+    assert unpack(second, kept) == {"fixed": 2, "minimal": 1}
+    written, again = (
+        {
+            path.relative_to(root): str(sorted(pq.read_table(path).to_pydict().items()))
+            for path in root.rglob("*.parquet")
+        }
+        for root in (first, second)
+    )
+    assert again == written
+    assert len(written) == 3
+    assert all("'code'" in rows and "'date'" in rows for rows in written.values())
+    assert summary.fixed(second) == summary.fixed(first)
+    # What was measured here stays, and a part that was not measured here keeps its file.
+    forgotten = cells.forget(second, "fixed", "peer/near")
+    assert unpack(second, kept) == {"fixed": forgotten, "minimal": 0}
+    assert pack(tmp_path / "nothing", kept) == {}
+    assert (kept / "minimal.parquet").is_file()
 
 
 def test_minimal_rows_are_held_to_the_envelope_of_all(tmp_path):

@@ -7,15 +7,16 @@ import math
 from pathlib import Path
 
 from benchmarks.peers import environment
-
-PARTS = ("fixed", "minimal", "exact", "overhead", "silent", "autoattack")
-HERE = Path(__file__).parent
+from benchmarks.peers.kept import PARTS, pack, unpack
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.peers", description=__doc__)
     parser.add_argument(
-        "part", choices=(*PARTS, "quick", "page"), help="quick: every part on few samples, then the page"
+        "part",
+        choices=(*PARTS, "quick", "page", "pack", "unpack"),
+        help="quick: every part on few samples, then the page; unpack: begin with the cells that the repository keeps, "
+        "pack: keep what is finished",
     )
     parser.add_argument("--networks", default="", help="comma-separated; default: all of the part's")
     parser.add_argument("--libraries", default="", help="comma-separated; default: all that can be imported")
@@ -31,6 +32,10 @@ def main() -> None:
     parser.add_argument("--redo", default="", help="LIBRARY or LIBRARY/ATTACK: forget its cells first")
     parser.add_argument("--runs", type=Path, default=Path("runs/peers"), help="where finished cells are kept")
     arguments = parser.parse_args()
+    if arguments.part in ("pack", "unpack"):
+        for part, count in (pack if arguments.part == "pack" else unpack)(arguments.runs).items():
+            print(f"{part}: {count} cells")
+        return
 
     environment.prepare()
     import torch

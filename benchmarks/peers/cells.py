@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
+from benchmarks.peers import environment
 from benchmarks.peers.adapters import Attack, Job
 from benchmarks.peers.adapters.row import name_of
 from benchmarks.peers.counting import Counting
@@ -107,9 +109,14 @@ def run(
 
 
 def write(path: Path, constant: dict[str, Any], rows: dict[str, list[Any]]) -> None:
-    """Write a table whole or not at all, the constants repeated in each row."""
+    """Write a table, the constants repeated in each row, and with which commit of epsball and when it was made."""
     count = len(next(iter(rows.values())))
-    table = pa.table({**{name: [value] * count for name, value in constant.items()}, **rows})
+    constant = {**constant, "code": environment.code(), "date": date.today().isoformat()}
+    save(pa.table({**{name: [value] * count for name, value in constant.items()}, **rows}), path)
+
+
+def save(table: pa.Table, path: Path) -> None:
+    """Write a table whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".part")
     pq.write_table(table, temporary, compression="zstd")

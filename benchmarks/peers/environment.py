@@ -5,10 +5,13 @@ from __future__ import annotations
 import importlib.machinery
 import importlib.metadata
 import platform
+import subprocess
 import sys
 import types
 import warnings
 from datetime import date
+from functools import cache
+from pathlib import Path
 
 DISTRIBUTIONS = {
     "epsball": "epsball",
@@ -93,3 +96,15 @@ def _processor() -> str:
     except OSError:
         names = []
     return f"{names[0]}, {len(names)} virtual cores" if names else platform.processor() or platform.machine()
+
+
+@cache
+def code() -> str:
+    """Return the commit of epsball that is measured, "+" where files differ from it; "unknown" outside git."""
+    here = Path(__file__).parent
+    try:
+        commit = subprocess.run(["git", "rev-parse", "--short=9", "HEAD"], cwd=here, capture_output=True, check=True)
+        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "../../src"], cwd=here, check=False)
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return commit.stdout.decode().strip() + ("+" if changed.returncode else "")

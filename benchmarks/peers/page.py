@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-from benchmarks.peers import adapters, cells, environment, figures, summary
+from benchmarks.peers import adapters, environment, figures, summary
 from benchmarks.peers.adapters.row import name_of
+from benchmarks.peers.kept import pack
 from benchmarks.peers.summary import Row
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -32,12 +32,7 @@ LEFT_OUT = (
 
 def make(root: Path) -> None:
     """Write the page, its figures, and one Parquet file for each part."""
-    results = HERE / "results"
-    for part in ("fixed", "minimal", "exact", "overhead", "silent", "autoattack"):
-        table = cells.read(root, part)
-        if table is not None:
-            results.mkdir(exist_ok=True)
-            pq.write_table(table, results / f"{part}.parquet", compression="zstd")
+    pack(root)
     fixed, minimal = summary.fixed(root), summary.minimal(root)
     (DOCS / "figures").mkdir(exist_ok=True)
     drawn = [
