@@ -16,6 +16,7 @@ from epsball.cli.app import app
 from epsball.experiments.compare import compare_runs
 from epsball.experiments.config import RunConfig
 from epsball.report import FewestGroupsCurves, read_results
+from epsball.report.answer import fewest_answer
 
 
 @pytest.mark.parametrize("groups", ["pixels", "patches:4"])
@@ -53,6 +54,11 @@ def test_the_command_line_finds_the_fewest_groups(tmp_path: Path, groups: str) -
         within = [row["success"] and row["groups"] <= k for row in mine if row["eps"] == eps]
         assert shown.percent(eps, k) == pytest.approx(100.0 * np.mean(within))
     assert shown.counts[-1] == shown.largest == max(row["groups"] for row in mine if row["success"])
+    least = sorted(row["groups"] if row["success"] else np.inf for row in mine if row["eps"] == 1.0)
+    assert (
+        f"nearest finds, for half of the {len(least)} correctly classified images, that changing at most "
+        f"{least[(len(least) - 1) // 2]} of their {groups.partition(':')[0]}, no value in them by more than 1, makes"
+    ) in page
     lines = shown.plot().get_lines()
     assert [line.get_label() for line in lines] == ["eps = 0.5", "eps = 1"]
     for eps, line in zip(shown.needed, lines, strict=True):
@@ -104,3 +110,18 @@ def test_what_the_command_line_cannot_mean_is_refused(tmp_path: Path, words: lis
     result = CliRunner().invoke(app, ["evaluate", "--model", "digits-cnn", *words, "--out", str(tmp_path / "r")])
     assert result.exit_code != 0
     assert said in f"{result.output} {result.exception}"
+
+
+def test_the_page_says_how_few_groups_are_enough_for_half() -> None:
+    needed = {0.5: np.array([1.0]), np.inf: np.array([2.0, 3.0, 1204.0])}
+    three, five = (FewestGroupsCurves("nearest", "pixels", n, needed) for n in (3, 5))
+    assert fewest_answer(three) == (
+        "nearest finds, for half of the 3 correctly classified samples, that changing at most 3 of their pixels makes "
+        "the answer wrong."
+    )
+    assert "at most 1,204 of" in fewest_answer(five, "images")
+    few = FewestGroupsCurves("nearest", "channels", 3, {0.5: np.array([1.0])})
+    assert fewest_answer(few) == (
+        "nearest fools fewer than half of the 3 correctly classified samples, however many of their channels it "
+        "changes, no value in them by more than 0.5."
+    )

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from epsball.report.figures import DistanceHistogram, curve_name
+from epsball.report.group_curves import FewestGroupsCurves
 from epsball.report.tables import Row
 from epsball.report.text import count, listed, norm_name, number, percent, printable, share
 
-__all__ = ["Answer", "answer", "distance_answer", "explain_eps"]
+__all__ = ["Answer", "answer", "distance_answer", "explain_eps", "fewest_answer"]
 
 NBSP = "\u00a0"
 
@@ -76,6 +77,19 @@ def distance_answer(found: DistanceHistogram, unit: str = "samples") -> str:
             f"{found.name} fools fewer than half of the {count(found.count)} correctly classified {unit}, at any size."
         )
     return f"{lead} of {norm_name(found.p)} norm {number(found.median)} or less that makes the answer wrong."
+
+
+def fewest_answer(found: FewestGroupsCurves, unit: str = "samples") -> str:
+    """Answer "how few pixels change the answer" from a search for the fewest groups, at its largest eps."""
+    eps = max(found.needed)
+    needed, half = found.needed[eps], math.ceil(found.n / 2)
+    limit = f", no value in them by more than {number(eps)}," if math.isfinite(eps) else ""
+    whom = f"half of the {count(found.n)} correctly classified {unit}"
+    if len(needed) < half:
+        limit = limit.rstrip(",")
+        return f"{printable(found.name)} fools fewer than {whom}, however many of their {found.of} it changes{limit}."
+    most = f"at most {count(int(needed[half - 1]))} of their {found.of}"
+    return f"{printable(found.name)} finds, for {whom}, that changing {most}{limit} makes the answer wrong."
 
 
 def explain_eps(p: float, eps: float, bounds: tuple[float, float] | None, image: bool, groups: str = "") -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from epsball.report.answer import Answer, answer, distance_answer, explain_eps
+from epsball.report.answer import Answer, answer, distance_answer, explain_eps, fewest_answer
 from epsball.report.chart import fooling_chart
 from epsball.report.examples import ExampleGrid
 from epsball.report.figures import DistanceHistogram, FoolingCurves
@@ -44,6 +44,8 @@ def classification_view(folder: Path, table: Any, manifest: Manifest) -> View:
     figures = _Figures()
     distances = figures.distances(table, manifest, rows)
     lead = distance_answer(distances[0]["display"], unit) if distances and manifest.measures else ""
+    fewest = figures.fewest(table, manifest, rows, judge)
+    lead = fewest_answer(fewest[0]["display"], unit) if fewest else lead
     context = common(manifest, table) | {
         "regression": False,
         "answer": found,
@@ -66,7 +68,7 @@ def classification_view(folder: Path, table: Any, manifest: Manifest) -> View:
         "statuses": status_view(table, judge, found.eps, manifest.statuses, MEANINGS),
         "curves": figures.curves(rows, manifest),
         "distances": distances,
-        "fewest": figures.fewest(table, manifest, rows, judge),
+        "fewest": fewest,
         "lead": lead,
         "gallery": figures.examples(folder, table, manifest, judge, attacks),
     }
