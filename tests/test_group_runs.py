@@ -70,6 +70,7 @@ def test_the_command_line_finds_the_fewest_groups(tmp_path: Path, groups: str) -
     assert all(row["groups"] <= 2 for row in table if row["attack"] == "linear-pixel-2")
     manifest = json.loads((tmp_path / "r" / "manifest.json").read_text())
     assert manifest["groups"] == {"of": groups, "k": 1, "fewest": ["nearest"]}
+    assert "a perturbation of at most eps in the linf norm, inside [0, 1]?" in manifest["question"]
     assert f"1 × {groups}; nearest: as few as possible" in (tmp_path / "r" / "report.html").read_text()
     assert {row["name"]: row["family"] for row in manifest["attacks"]}["nearest"] == "groups"
 
@@ -94,6 +95,8 @@ def test_equal_groups_said_and_unsaid_are_no_difference(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
     same, other = (compare_runs(tmp_path / "a", tmp_path / name) for name in ("b", "c"))
     assert not same.notes
+    asked = json.loads((tmp_path / "b" / "manifest.json").read_text())["question"]
+    assert "after a change of few pixels, no value in them by more than eps, inside [0, 1]?" in asked
     assert other.notes == ("k is 1 in the first run and 2 in the second.",)
 
 

@@ -108,9 +108,12 @@ def _question(plan: Plan) -> str:
             f"How far does a perturbation of at most eps in the l{order} norm{inside} push the output of "
             f"{config.model} away from {REFERENCES[plan.reference or 'data']}, for {samples}?"
         )
+    change = f"perturbation of at most eps in the l{order} norm"
+    if all(isinstance(attack.constraint, Groups) for attack in plan.attacks.values()):
+        change = f"change of few {(config.groups or PIXELS).partition(':')[0]}, no value in them by more than eps"
     return (
         f"Of those of {samples} that {config.model} classifies correctly, what share is misclassified after a "
-        f"perturbation of at most eps in the l{order} norm{inside.rstrip(',')}?"
+        f"{change}{inside.rstrip(',')}?"
     )
 
 
