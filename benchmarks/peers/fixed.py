@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 from benchmarks.peers import networks
@@ -26,16 +27,9 @@ def fixed(
     batch_size: int = 250,
 ) -> None:
     """Attack each network within every budget: all libraries at one cell, then the next cell."""
-    for name in names:
-        subject, load = networks.SUBJECTS[name], partial(networks.load, name)
-        data = networks.samples(name, load(), count)
-        for p in orders:
-            for eps in subject.eps[p]:
-                for budget in steps:
-                    for attack in attacks:
-                        if attack.kind == FIXED and attack.takes(p, budget) and not attack.exact_only:
-                            cell = Cell("fixed", name, attack.library, attack.name, p, eps, budget, len(data[0]))
-                            report(cell, run(cell, attack, load, data, root, batch_size, subject.classes))
+    able = [attack for attack in attacks if attack.kind == FIXED and not attack.exact_only]
+    for name, p in product(names, orders):
+        _cells("fixed", able, name, count, root, p, networks.SUBJECTS[name].eps[p], steps, batch_size)
 
 
 def minimal(
@@ -48,15 +42,28 @@ def minimal(
     batch_size: int = 250,
 ) -> None:
     """Look for the nearest adversarial input on each network at every number of propagations."""
-    for name in names:
-        subject, load = networks.SUBJECTS[name], partial(networks.load, name)
-        data = networks.samples(name, load(), count)
-        for p in orders:
-            for budget in budgets:
-                for attack in attacks:
-                    if attack.kind == MINIMAL and attack.takes(p, budget):
-                        cell = Cell("minimal", name, attack.library, attack.name, p, None, budget, len(data[0]))
-                        report(cell, run(cell, attack, load, data, root, batch_size, subject.classes))
+    able = [attack for attack in attacks if attack.kind == MINIMAL]
+    for name, p in product(names, orders):
+        _cells("minimal", able, name, count, root, p, [None], budgets, batch_size)
+
+
+def _cells(
+    part: str,
+    attacks: Sequence[Attack],
+    name: str,
+    count: int,
+    root: Path,
+    p: float,
+    radii: Sequence[float | None],
+    budgets: Sequence[int],
+    batch_size: int,
+) -> None:
+    load = partial(networks.load, name)
+    data = networks.samples(name, load(), count)
+    for eps, budget, attack in product(radii, budgets, attacks):
+        if attack.takes(p, budget):
+            cell = Cell(part, name, attack.library, attack.name, p, eps, budget, len(data[0]))
+            report(cell, run(cell, attack, load, data, root, batch_size, networks.SUBJECTS[name].classes))
 
 
 def report(cell: Cell, ran: bool) -> None:
