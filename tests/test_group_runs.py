@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,8 @@ from epsball import data, networks
 from epsball.cli.app import app
 from epsball.experiments.compare import compare_runs
 from epsball.experiments.config import RunConfig
+from epsball.experiments.manifest import _question
+from epsball.experiments.plan import prepare
 from epsball.report import FewestGroupsCurves, read_results
 from epsball.report.answer import fewest_answer
 
@@ -128,3 +131,29 @@ def test_the_page_says_how_few_groups_are_enough_for_half() -> None:
         "nearest fools fewer than half of the 3 correctly classified samples, however many of their channels it "
         "changes, no value in them by more than 0.5."
     )
+
+
+@pytest.mark.parametrize(
+    ("model", "attack", "options", "asked"),
+    [
+        (
+            "digits-cnn",
+            "nearest",
+            {"groups": "patches:4"},
+            "How few patches of the 500 samples of digits (test) must change, no value in them by more than eps, "
+            "inside [0, 1], before digits-cnn misclassifies them?",
+        ),
+        (
+            "digits-autoencoder",
+            "quadratic-pixel",
+            {},
+            "How far does a change of few pixels, no value in them by more than eps, inside [0, 1], push the output of "
+            "digits-autoencoder away from",
+        ),
+    ],
+)
+def test_the_question_is_that_of_the_attacks(model: str, attack: str, options: dict[str, str], asked: str) -> None:
+    plan = prepare(RunConfig("evaluate", model, attacks=(attack,), eps=(0.5,), **options))
+    assert _question(plan).startswith(asked)
+    entries = replace(plan, dataset=replace(plan.dataset, x=plan.dataset.x.flatten(1)))
+    assert ("few entries" in _question(entries)) == (attack == "quadratic-pixel")

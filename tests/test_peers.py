@@ -217,13 +217,28 @@ def test_kept_cells_come_back_as_they_were(tmp_path):
     )
     assert again == written
     assert len(written) == 3
-    assert all("'code'" in rows and "'date'" in rows for rows in written.values())
+    assert all("'code'" in rows and "'processor'" in rows for rows in written.values())
     assert summary.fixed(second) == summary.fixed(first)
-    # What was measured here stays, and a part that was not measured here keeps its file.
-    forgotten = cells.forget(second, "fixed", "peer/near")
-    assert unpack(second, kept) == {"fixed": forgotten, "minimal": 0}
-    assert pack(tmp_path / "nothing", kept) == {}
-    assert (kept / "minimal.parquet").is_file()
+    # What was measured here stays, and takes the place of what is kept; the rest of that stays too.
+    here = next((second / "fixed").rglob("*near*"))
+    kept_here = pq.read_table(here)
+    cells.save(kept_here.set_column(kept_here.column_names.index("part"), "part", [["again"] * 2]), here)
+    assert cells.forget(second, "fixed", "peer/broken") == 1
+    assert unpack(second, kept) == {"fixed": 1, "minimal": 0}
+    assert pq.read_table(here)["part"].to_pylist() == ["again"] * 2
+    assert cells.forget(second, "fixed", "peer/broken") == 1
+    assert cells.forget(second, "minimal", "peer") == 1
+    assert pack(second, kept) == {"fixed": 2, "minimal": 1}
+    assert unpack(tmp_path / "third", kept) == {"fixed": 2, "minimal": 1}
+    assert {row["attack"]: bool(row["error"]) for row in summary.fixed(tmp_path / "third")} == {
+        "near": False,
+        "broken": True,
+    }
+    near = next((tmp_path / "third" / "fixed").rglob("*near*"))
+    assert pq.read_table(near)["part"].to_pylist() == ["again"] * 2
+    (made,) = summary.made(second)
+    assert made["parts"] == "fixed"
+    assert made["threads"] == str(torch.get_num_threads())
 
 
 def test_minimal_rows_are_held_to_the_envelope_of_all(tmp_path):

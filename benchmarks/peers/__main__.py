@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from benchmarks.peers import environment
-from benchmarks.peers.kept import PARTS, pack, unpack
+from benchmarks.peers.environment import PARTS
 
 
 def main() -> None:
@@ -15,8 +15,8 @@ def main() -> None:
     parser.add_argument(
         "part",
         choices=(*PARTS, "quick", "page", "pack", "unpack"),
-        help="quick: every part on few samples, then the page; unpack: begin with the cells that the repository keeps, "
-        "pack: keep what is finished",
+        help="quick: every part on few samples, with a page of its own under --runs; page: docs/peers.md from all "
+        "finished cells; unpack: begin with the cells that the repository keeps; pack: keep those that are finished",
     )
     parser.add_argument("--networks", default="", help="comma-separated; default: all of the part's")
     parser.add_argument("--libraries", default="", help="comma-separated; default: all that can be imported")
@@ -30,28 +30,36 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="T of the part `overhead`")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--redo", default="", help="LIBRARY or LIBRARY/ATTACK: forget its cells first")
-    parser.add_argument("--runs", type=Path, default=Path("runs/peers"), help="where finished cells are kept")
+    parser.add_argument("--runs", type=Path, help="where finished cells lie; default: runs/peers, or runs/peers-quick")
     arguments = parser.parse_args()
-    if arguments.part in ("pack", "unpack"):
-        for part, count in (pack if arguments.part == "pack" else unpack)(arguments.runs).items():
-            print(f"{part}: {count} cells")
-        return
+    quick = arguments.part == "quick"
+    arguments.runs = arguments.runs or Path("runs/peers-quick" if quick else "runs/peers")
 
     environment.prepare()
+    environment.code()  # before a commit can come between
     import torch
 
     torch.set_num_threads(arguments.threads)
-    if arguments.part == "page":
-        from benchmarks.peers.page import make
-
-        make(arguments.runs)
+    if arguments.part in ("pack", "unpack", "page"):
+        _keep(arguments.part, arguments.runs)
         return
-    for part in PARTS if arguments.part == "quick" else (arguments.part,):
+    for part in PARTS if quick else (arguments.part,):
         _run(part, arguments)
-    if arguments.part == "quick":
+    if quick:
         from benchmarks.peers.page import make
 
-        make(arguments.runs)
+        make(arguments.runs, arguments.runs)
+
+
+def _keep(part: str, runs: Path) -> None:
+    from benchmarks.peers.kept import pack, unpack
+    from benchmarks.peers.page import make
+
+    for name, count in (unpack if part == "unpack" else pack)(runs).items():
+        print(f"{name}: {count} cells")
+    if part == "page":
+        unpack(runs)
+        make(runs)
 
 
 def _run(part: str, arguments: argparse.Namespace) -> None:

@@ -11,7 +11,6 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -109,9 +108,9 @@ def run(
 
 
 def write(path: Path, constant: dict[str, Any], rows: dict[str, list[Any]]) -> None:
-    """Write a table, the constants repeated in each row, and with which commit of epsball and when it was made."""
+    """Write a table, the constants repeated in each row, and what it was made with, on and when."""
     count = len(next(iter(rows.values())))
-    constant = {**constant, "code": environment.code(), "date": date.today().isoformat()}
+    constant = {**constant, "code": environment.code(), **environment.machine()}
     save(pa.table({**{name: [value] * count for name, value in constant.items()}, **rows}), path)
 
 
@@ -142,7 +141,8 @@ def by_cell(table: pa.Table | None) -> Iterator[tuple[dict[str, Any], dict[str, 
     """Take a table apart into its cells: what is constant in each, and its columns."""
     if table is None:
         return
-    keys = ["network", "library", "attack", "p", "eps", "budget"]
+    keys = ["network", "library", "attack", "p", "eps", "budget", "samples"]
+    keys = [key for key in keys if key in table.column_names]
     frame = {name: np.asarray(table[name].to_pylist(), dtype=object) for name in table.column_names}
     labels: dict[tuple[str, ...], list[int]] = {}
     for row in range(table.num_rows):

@@ -13,6 +13,7 @@ from datetime import date
 from functools import cache
 from pathlib import Path
 
+PARTS = ("fixed", "minimal", "exact", "overhead", "silent", "autoattack")
 DISTRIBUTIONS = {
     "epsball": "epsball",
     "Foolbox": "foolbox",
@@ -100,11 +101,15 @@ def _processor() -> str:
 
 @cache
 def code() -> str:
-    """Return the commit of epsball that is measured, "+" where files differ from it; "unknown" outside git."""
+    """Return the commit that is measured, "+" where the sources differ from it; "unknown" outside git.
+
+    To be called before anything is measured: a commit made meanwhile is not what was imported.
+    """
     here = Path(__file__).parent
+    seen = ["git", "status", "--porcelain", "--", "../../src", ".", ":(exclude)results"]
     try:
         commit = subprocess.run(["git", "rev-parse", "--short=9", "HEAD"], cwd=here, capture_output=True, check=True)
-        changed = subprocess.run(["git", "diff", "--quiet", "HEAD", "--", "../../src"], cwd=here, check=False)
+        changed = subprocess.run(seen, cwd=here, capture_output=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return commit.stdout.decode().strip() + ("+" if changed.returncode else "")
+    return commit.stdout.decode().strip() + ("+" if changed.stdout.strip() else "")

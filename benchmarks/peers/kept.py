@@ -12,21 +12,26 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from benchmarks.peers.cells import save
+from benchmarks.peers.environment import PARTS
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("fixed", "minimal", "exact", "overhead", "silent", "autoattack")
 
 
 def pack(root: Path, kept: Path = RESULTS) -> dict[str, int]:
-    """Write the cells under `root` into one file a part; how many cells each holds. A part without cells stays."""
+    """Put the cells under `root` into one file a part, in place of those kept before; how many cells each then holds.
+
+    What is kept and does not lie under `root` stays.
+    """
     counts = {}
     for part in PARTS:
-        paths = sorted((root / part).rglob("*.parquet"))
-        if not paths:
-            continue
-        tables = [_named(pq.read_table(path), path.relative_to(root).as_posix()) for path in paths]
-        save(pa.concat_tables(tables, promote_options="permissive"), kept / f"{part}.parquet")
-        counts[part] = len(paths)
+        path, cells = kept / f"{part}.parquet", {}
+        if path.is_file():
+            cells = _apart(pq.read_table(path))
+        cells |= {file.relative_to(root).as_posix(): pq.read_table(file) for file in (root / part).rglob("*.parquet")}
+        tables = [_named(table, name) for name, table in sorted(cells.items()) if table.num_rows]
+        if tables:
+            save(pa.concat_tables(tables, promote_options="permissive"), path)
+            counts[part] = len(tables)
     return counts
 
 
@@ -34,15 +39,22 @@ def unpack(root: Path, kept: Path = RESULTS) -> dict[str, int]:
     """Write the cells that are kept as files under `root`, where there is none yet; how many of each part."""
     counts = {}
     for path in sorted(kept.glob("*.parquet")):
-        table = pq.read_table(path)
-        names = [name for name in pc.unique(table["cell"]).to_pylist() if not (root / name).is_file()]
-        for name in names:
-            rows = table.filter(pc.equal(table["cell"], name)).drop_columns(["cell"])
-            # Columns that only other cells have come back empty.
-            empty = [column for column in rows.column_names if rows[column].null_count == rows.num_rows]
-            save(rows.drop_columns(empty), root / name)
-        counts[path.stem] = len(names)
+        cells = _apart(pq.read_table(path))
+        missing = [name for name in cells if not (root / name).is_file()]
+        for name in missing:
+            save(cells[name], root / name)
+        counts[path.stem] = len(missing)
     return counts
+
+
+def _apart(table: pa.Table) -> dict[str, pa.Table]:
+    """Take a part into its cells, without the columns that only others have."""
+    cells = {}
+    for name in pc.unique(table["cell"]).to_pylist():
+        rows = table.filter(pc.equal(table["cell"], name)).drop_columns(["cell"])
+        empty = [column for column in rows.column_names if rows[column].null_count == rows.num_rows]
+        cells[name] = rows.drop_columns(empty)
+    return cells
 
 
 def _named(table: pa.Table, name: str) -> pa.Table:

@@ -1,4 +1,4 @@
-"""docs/peers.md, its figures and the Parquet tables behind it, from whatever cells are finished."""
+"""docs/peers.md and its figures, from whatever cells are finished."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 from benchmarks.peers import adapters, environment, figures, summary
 from benchmarks.peers.adapters.row import name_of
-from benchmarks.peers.kept import pack
 from benchmarks.peers.summary import Row
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -30,17 +29,16 @@ LEFT_OUT = (
 )
 
 
-def make(root: Path) -> None:
-    """Write the page, its figures, and one Parquet file for each part."""
-    pack(root)
+def make(root: Path, docs: Path = DOCS) -> None:
+    """Write the page and its figures from the cells under `root`."""
     fixed, minimal = summary.fixed(root), summary.minimal(root)
-    (DOCS / "figures").mkdir(exist_ok=True)
+    (docs / "figures").mkdir(parents=True, exist_ok=True)
     drawn = [
-        figures.ratios(fixed, network, p, _middle(fixed, network, p), DOCS / "figures")
+        figures.ratios(fixed, network, p, _middle(fixed, network, p), docs / "figures")
         for network, p in _keys(fixed, "network", "p")
     ]
     drawn += [
-        figures.robustness(root, network, p, budget, DOCS / "figures")
+        figures.robustness(root, network, p, budget, docs / "figures")
         for network, p in _keys(minimal, "network", "p")
         for budget in sorted({row["budget"] for row in minimal if (row["network"], row["p"]) == (network, p)})[-1:]
     ]
@@ -50,7 +48,7 @@ def make(root: Path) -> None:
     )
     text = loader.get_template("page.md.jinja").render(
         versions=environment.versions(),
-        machine=environment.machine(),
+        made=summary.made(root),
         settings=[row for row in rows if not row.exact_only],
         failures=adapters.failures,
         left_out=LEFT_OUT,
@@ -68,8 +66,8 @@ def make(root: Path) -> None:
         math=math,
         json=json,
     )
-    (DOCS / "peers.md").write_text(text.rstrip() + "\n")
-    print(f"wrote {DOCS / 'peers.md'} and {len([name for name in drawn if name])} figures")
+    (docs / "peers.md").write_text(text.rstrip() + "\n")
+    print(f"wrote {docs / 'peers.md'} and {len([name for name in drawn if name])} figures")
 
 
 def _keys(rows: Sequence[Row], *names: str) -> list[tuple[Any, ...]]:

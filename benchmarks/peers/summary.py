@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from benchmarks.peers.cells import by_cell, read
+from benchmarks.peers.environment import PARTS
 
 from epsball.metrics import optimality
 from epsball.metrics.intervals import paired_difference, wilson_interval
@@ -125,6 +126,21 @@ def exact(root: Path) -> list[Row]:
         if known is None or (not row["error"] and (known["error"] or row["mean"] > known["mean"])):
             best[key] = row
     return list(best.values())
+
+
+def made(root: Path) -> list[Row]:
+    """Return what the cells were measured with, on and when: a row for each that differs, with its parts."""
+    parts: dict[tuple[str, ...], list[str]] = defaultdict(list)
+    keys = ("date", "code", "processor", "threads", "Python")
+    for part in PARTS:
+        table = read(root, part)
+        if table is not None:
+            columns = [table[key].to_pylist() if key in table.column_names else [None] * len(table) for key in keys]
+            for row in sorted(
+                {tuple("unknown" if v is None else v for v in row) for row in zip(*columns, strict=True)}
+            ):
+                parts[row].append(part)
+    return [dict(zip(keys, row, strict=True)) | {"parts": ", ".join(parts[row])} for row in sorted(parts)]
 
 
 def plain(root: Path, part: str) -> list[Row]:

@@ -103,17 +103,25 @@ def _question(plan: Plan) -> str:
     samples = f"the {len(dataset):,} samples of {dataset.name} ({dataset.split})"
     if config.command == "robustness":
         return f"How far, in the l{order} norm{inside} are {samples} from being misclassified by {config.model}?"
+    change = f"perturbation of at most eps in the l{order} norm{inside}"
+    attacks = plan.attacks.values()
+    if all(isinstance(attack.constraint, Groups) for attack in attacks):
+        of = (config.groups or PIXELS).partition(":")[0]
+        of = "entries" if of == PIXELS and dataset.x.dim() == 2 else of
+        if all(attack.formulation.follows for attack in attacks):
+            return (
+                f"How few {of} of {samples} must change, no value in them by more than eps{inside} before "
+                f"{config.model} misclassifies them?"
+            )
+        change = f"change of few {of}, no value in them by more than eps{inside}"
     if config.regresses:
         return (
-            f"How far does a perturbation of at most eps in the l{order} norm{inside} push the output of "
-            f"{config.model} away from {REFERENCES[plan.reference or 'data']}, for {samples}?"
+            f"How far does a {change} push the output of {config.model} away from "
+            f"{REFERENCES[plan.reference or 'data']}, for {samples}?"
         )
-    change = f"perturbation of at most eps in the l{order} norm"
-    if all(isinstance(attack.constraint, Groups) for attack in plan.attacks.values()):
-        change = f"change of few {(config.groups or PIXELS).partition(':')[0]}, no value in them by more than eps"
     return (
         f"Of those of {samples} that {config.model} classifies correctly, what share is misclassified after a "
-        f"{change}{inside.rstrip(',')}?"
+        f"{change.rstrip(',')}?"
     )
 
 

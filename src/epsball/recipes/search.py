@@ -26,24 +26,32 @@ _SPARSE = 400  # passes below which p = 1 takes one attempt: its steps move few 
 
 
 def _spend(
-    passes: int, *, sparse: bool = False, nearest: bool = False, share: float = _FIRST, least: int = _LEAST
+    passes: int,
+    *,
+    sparse: bool = False,
+    nearest: bool = False,
+    share: float = _FIRST,
+    least: int = _LEAST,
+    spared: int = 0,
 ) -> Schedule:
     """Divide the passes into attempts with falling steps: one untargeted, then one a class.
 
-    Where there is but one attempt, `best` ranks nothing, and `nearest` where it pays.
+    Where there is but one attempt, `best` ranks nothing, and `nearest` where it pays. spared: passes that are left
+    for something else.
     """
     if nearest:
         passes = max(1, passes - _POLISHING)
     first = int(share * passes)
     # Judging the result takes a pass, and of a norm-constrained attack each attempt too.
     judging = 0 if nearest else 1
-    left = passes - _RANKING - first - judging - 1
+    left = passes - _RANKING - first - judging - 1 - spared
     several = passes >= (_SPARSE if sparse else _EARLY)
     others = left // max(least, int(1.6 * left**0.5)) if several else 0
     if others:
         steps, restarts, length = first, 1 + others, left // others - judging
     else:
-        steps, restarts, length = passes - (_RANKING if nearest and passes >= _EARLY else 0), 1, None
+        ranking = _RANKING if nearest and passes >= _EARLY else 0
+        steps, restarts, length = max(1, passes - ranking - spared), 1, None
     return Schedule(
         steps=steps,
         step_size="falling",
@@ -80,8 +88,11 @@ def _classes(options: dict[str, Any]) -> int:
 
 
 def _spend_on_groups(passes: int) -> Schedule:
-    """Divide the passes in the same way, with steps over the whole set on an average of the linearisations."""
-    return replace(_spend(passes, nearest=True, share=0.3, least=11), average=True)
+    """Divide the passes in the same way, with steps over the whole set on an average of the linearisations.
+
+    Their polish tries four points, two more than that of a ball.
+    """
+    return replace(_spend(passes, nearest=True, share=0.3, least=11, spared=1), average=True)
 
 
 SEARCH = (

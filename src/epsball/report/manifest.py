@@ -99,12 +99,14 @@ class Manifest:
         return [{key: "" if row.get(key) is None else printable(row[key]) for key in keys} for row in named]
 
     def groups(self, attack: str) -> str:
-        """Name what a group attack changes few of, such as "pixels"; "" for other attacks."""
+        """Name what a group attack changes few of: "pixels", of flat samples "entries"; "" for other attacks."""
         rows = self.content.get("attacks")
         named = [row for row in rows if isinstance(row, Mapping)] if isinstance(rows, list) else []
         if not any(row.get("name") == attack and row.get("family") == "groups" for row in named):
             return ""
-        return self.text("of", "groups").partition(":")[0] or "groups"
+        of = self.text("of", "groups").partition(":")[0] or "groups"
+        shape = self.part("data").get("shape")
+        return "entries" if of == "pixels" and isinstance(shape, list) and len(shape) == 1 else of
 
     @property
     def fewest(self) -> list[str]:
