@@ -119,7 +119,9 @@ def test_minimal_norm_attack_under_an_oracle():
     )
     result = deepfool(model, x, target)
     free = eb.recipe("deepfool", p=2.0)(model, x, target)
-    assert (eye(result.perturbed).argmax(1) == eye(x).argmax(1)).all()
+    # On the eye's boundary rounding decides between two classes, and each processor rounds in its own way.
+    seen, same = eye(result.perturbed), eye(x).argmax(1, keepdim=True)
+    assert (seen.gather(1, same)[:, 0] >= seen.amax(1) - 1e-12).all()
     assert result.success.double().mean() > 0.5
     # A shortened step may stop between the boundary and the overshoot of 2 %.
     both = result.success & free.success

