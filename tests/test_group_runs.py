@@ -20,6 +20,7 @@ from epsball.experiments.manifest import _question
 from epsball.experiments.plan import prepare
 from epsball.report import FewestGroupsCurves, read_results
 from epsball.report.answer import fewest_answer
+from epsball.report.manifest import Manifest
 
 
 @pytest.mark.parametrize("groups", ["pixels", "patches:4"])
@@ -144,6 +145,12 @@ def test_the_page_says_how_few_groups_are_enough_for_half() -> None:
             "inside [0, 1], before digits-cnn misclassifies them?",
         ),
         (
+            "digits-cnn",
+            "nearest,linear-pixel-2",
+            {"groups": "pixels"},
+            "what share is misclassified after a change of few pixels, no value in them by more than eps, inside [0, ",
+        ),
+        (
             "digits-autoencoder",
             "quadratic-pixel",
             {},
@@ -153,7 +160,14 @@ def test_the_page_says_how_few_groups_are_enough_for_half() -> None:
     ],
 )
 def test_the_question_is_that_of_the_attacks(model: str, attack: str, options: dict[str, str], asked: str) -> None:
-    plan = prepare(RunConfig("evaluate", model, attacks=(attack,), eps=(0.5,), **options))
-    assert _question(plan).startswith(asked)
+    plan = prepare(RunConfig("evaluate", model, attacks=tuple(attack.split(",")), eps=(0.5,), **options))
+    assert asked in _question(plan)
     entries = replace(plan, dataset=replace(plan.dataset, x=plan.dataset.x.flatten(1)))
-    assert ("few entries" in _question(entries)) == (attack == "quadratic-pixel")
+    assert ("few entries" in _question(entries)) == ("pixels" in asked)
+
+
+@pytest.mark.parametrize(("shape", "of"), [([1, 8, 8], "pixels"), ([64], "entries")])
+def test_a_pixel_of_a_flat_sample_is_an_entry(shape: list[int], of: str) -> None:
+    attacks = [{"name": "nearest", "family": "groups"}, {"name": "fgsm", "family": "lp"}]
+    manifest = Manifest({"attacks": attacks, "groups": {"of": "pixels"}, "data": {"shape": shape}})
+    assert (manifest.groups("nearest"), manifest.groups("fgsm")) == (of, "")

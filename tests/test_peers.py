@@ -4,7 +4,10 @@ No other library is needed: an attack is any function of a model and a batch.
 """
 
 import math
+import os
+import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,13 +22,16 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq
-from benchmarks.peers import cells, exact, summary
+from benchmarks.peers import cells, environment, exact, networks, summary
 from benchmarks.peers.adapters import ours
 from benchmarks.peers.adapters.row import FIXED, MINIMAL, Attack, Job
 from benchmarks.peers.cells import Cell
 from benchmarks.peers.counting import Counting
+from benchmarks.peers.fixed import fixed, minimal
 from benchmarks.peers.judging import judge, slack
 from benchmarks.peers.kept import pack, unpack
+
+needs_mnist = pytest.mark.skipif("EPSBALL_DATA" not in os.environ, reason="needs MNIST in EPSBALL_DATA")
 
 
 def classifier():
@@ -236,9 +242,54 @@ def test_kept_cells_come_back_as_they_were(tmp_path):
     }
     near = next((tmp_path / "third" / "fixed").rglob("*near*"))
     assert pq.read_table(near)["part"].to_pylist() == ["again"] * 2
-    (made,) = summary.made(second)
-    assert made["parts"] == "fixed"
+    (made,) = summary.made(first)
+    assert made["parts"] == "fixed, minimal"
     assert made["threads"] == str(torch.get_num_threads())
+
+
+def test_a_run_on_other_samples_is_another_cell(tmp_path):
+    for count in (2, 3):
+        data = (torch.full((count, 2), 0.6), torch.zeros(count, dtype=torch.long), torch.arange(count))
+        cell = Cell("fixed", "net", "peer", "near", math.inf, 0.15, 1, count)
+        attack = Attack("peer", "near", FIXED, (math.inf,), "", shift(0.12))
+        cells.run(cell, attack, classifier, data, tmp_path)
+    assert sorted(len(row["fooled"]) for row in summary.fixed(tmp_path)) == [2, 3]
+
+
+@needs_mnist
+def test_each_part_runs_the_attacks_of_its_kind(tmp_path, capsys):
+    rows = [
+        Attack("peer", "within", FIXED, (2.0,), "", shift(0.0)),
+        Attack("peer", "exact", FIXED, (2.0,), "", shift(0.0), exact_only=True),
+        Attack("peer", "free", MINIMAL, (2.0,), "", shift(0.0)),
+        Attack("peer", "other", MINIMAL, (1.0,), "", shift(0.0)),
+    ]
+    fixed(rows, ("mnist-fcnn",), 2, tmp_path, steps=(1, 5), orders=(2.0,))
+    minimal(rows, ("mnist-fcnn",), 2, tmp_path, budgets=(30,), orders=(2.0,))
+    said = capsys.readouterr().out.splitlines()
+    radii = networks.SUBJECTS["mnist-fcnn"].eps[2.0]
+    assert said == [
+        *(f"mnist-fcnn p=2 eps={eps:.4g} budget={steps} peer/within" for eps in radii for steps in (1, 5)),
+        "mnist-fcnn p=2 budget=30 peer/free",
+    ]
+
+
+def test_the_commit_of_a_cell_is_marked_where_files_differ(tmp_path):
+    here = tmp_path / "benchmarks" / "peers"
+    for folder in (here / "results", tmp_path / "src"):
+        folder.mkdir(parents=True)
+    run = partial(subprocess.run, cwd=tmp_path, check=True, capture_output=True)
+    assert environment.code(tmp_path / "src") == "unknown"
+    (tmp_path / "src" / "a.py").write_text("1")
+    run(["git", "init", "-q"])
+    run(["git", "add", "."])
+    run(["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "commit", "-qm", "a"])
+    (here / "results" / "fixed.parquet").write_text("a result is no source")
+    clean = environment.code(here)
+    assert len(clean) == 9
+    environment.code.cache_clear()
+    (tmp_path / "src" / "b.py").write_text("2")
+    assert environment.code(here) == f"{clean}+"
 
 
 def test_minimal_rows_are_held_to_the_envelope_of_all(tmp_path):

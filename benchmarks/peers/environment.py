@@ -100,12 +100,11 @@ def _processor() -> str:
 
 
 @cache
-def code() -> str:
+def code(here: Path = Path(__file__).parent) -> str:
     """Return the commit that is measured, "+" where the sources differ from it; "unknown" outside git.
 
     To be called before anything is measured: a commit made meanwhile is not what was imported.
     """
-    here = Path(__file__).parent
     seen = ["git", "status", "--porcelain", "--", "../../src", ".", ":(exclude)results"]
     try:
         commit = subprocess.run(["git", "rev-parse", "--short=9", "HEAD"], cwd=here, capture_output=True, check=True)
