@@ -11,6 +11,7 @@ from torch import Tensor, nn
 import epsball as eb
 from epsball import networks
 from epsball.data import load
+from epsball.radius import Radius
 
 ORDERS = [1.0, 1.5, 2.0, 3.0, math.inf]
 SAMPLES, ENTRIES, CLASSES = 10, 24, 5
@@ -59,9 +60,9 @@ def test_nearest_is_exact_on_affine_models_inside_the_box(p):
     torch.testing.assert_close(result.norm, optima(model, x, y, p, None), rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("p", ORDERS[1:])
+@pytest.mark.parametrize("p", ORDERS)
 def test_best_is_exact_on_affine_models_inside_the_box(p):
-    eps = {1.5: 0.7, 2.0: 0.4, 3.0: 0.25, math.inf: 0.1}[p]
+    eps = {1.0: 0.9, 1.5: 0.7, 2.0: 0.4, 3.0: 0.25, math.inf: 0.1}[p]
     model, x, y = affine()
     result = eb.recipe("best", p=p, eps=eps, bounds=(0.0, 1.0))(model, x, y)
     optimum = optima(model, x, y, p, eps)
@@ -78,6 +79,29 @@ def test_the_last_step_weighs_all_classes_from_x_itself(eps):
     ball = eb.LpBall(p=2.0, eps=eps, bounds=(0.0, 1.0))
     result = eb.Attack(ball, eb.Margin(), schedule=schedule)(model, x, y)
     torch.testing.assert_close(result.gain, optima(model, x, y, 2.0, eps), rtol=1e-6, atol=1e-9)
+
+
+def test_a_step_over_another_ball_is_projected_onto_the_set():
+    model, x, y = affine(2)
+    ball = eb.LpBall(p=1.0, eps=0.5, bounds=(0.0, 1.0))
+    schedule = eb.Schedule(steps=1, step_size=4.0, step_ball=(4 / 3, 0.4), update="project", stop="never")
+    result = eb.Attack(ball, eb.TrueScore(), schedule=schedule)(model, x, y)
+    step = eb.LpBall(p=4 / 3, eps=0.5 * 4.0 * 0.4, bounds=(0.0, 1.0)).lmo(-model.weight.detach()[y], x)
+    assert bool((ball.size(step) > 0.5).all())
+    torch.testing.assert_close(result.perturbed, x + ball.project(step, x))
+
+
+@pytest.mark.parametrize(("leap", "expected"), [(1.0, 0.9), (2.0, 0.8), (4.0, 0.7), (9.0, 0.7)])
+def test_after_a_success_that_is_too_large_the_radius_falls_as_far_as_the_linear_model_says(leap, expected):
+    ball, rate = eb.LpBall(p=2.0, bounds=(0.0, 1.0)), 0.1
+    x = torch.full((2, 4), 0.1, dtype=torch.float64)
+    eta, gradient = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.float64)
+    eta[:, 0], gradient[:, 0] = 0.5, 2.0
+    success, value = torch.tensor([True, False]), torch.tensor([0.3, -0.3], dtype=torch.float64)  # 0.15 too far
+    radius = Radius.of(eta, torch.tensor([0.6, 0.6], dtype=torch.float64), 0.0)
+    radius.follow(ball, x, eta, success, value, gradient, rate, leap)
+    assert float(radius.value[0]) == pytest.approx(0.5 * expected, rel=0.01)
+    assert float(radius.value[1]) == pytest.approx(0.6 * (1.0 - 0.5 * rate), rel=0.01)  # no success, no leap
 
 
 class Recorded(nn.Module):
@@ -211,6 +235,16 @@ def test_a_search_begins_at_random_points_where_attempts_would_repeat():
             "expected a convex set",
         ),
         (lambda: eb.Schedule(keep="best"), 'expected keep="best" with update="project"'),
+        (lambda: eb.Schedule(step_ball=(1.5, 0.5)), 'expected update="project" without average=True for step_ball'),
+        (lambda: eb.Schedule(update="project", step_ball=(0.5, 0.5)), "expected a norm order p"),
+        (lambda: eb.Schedule(update="project", step_ball=(1.5, 0.0)), "expected the share of step_ball > 0"),
+        (lambda: eb.Schedule(update="project", step_ball=1.5), r"expected step_ball as \(p, share\)"),
+        (
+            lambda: eb.Attack(
+                eb.Groups(eb.pixels(1), k=1, eps=0.1), schedule=eb.Schedule(update="project", step_ball=(1.5, 0.5))
+            ),
+            "expected an eb.LpBall with step_ball",
+        ),
         (lambda: eb.Schedule(keep="first"), 'expected keep as "last" or "best"'),
     ],
 )

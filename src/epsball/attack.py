@@ -22,7 +22,7 @@ from epsball.randomness import Generators
 from epsball.restarts import run
 from epsball.result import AttackResult
 from epsball.schedule import Schedule
-from epsball.sets import ConstraintSet
+from epsball.sets import ConstraintSet, LpBall
 from epsball.solvers import Formulation, NormConstrained, ShrinkingBall
 from epsball.target_model import TargetModel
 from epsball.validation import check_batch, check_bounds_contain, check_model, check_sample_id, check_seed
@@ -85,6 +85,10 @@ class Attack:
             raise InputError("a minimal-norm attack has no budget to project onto or start in; accumulate its steps.")
         if self.schedule.block_moves or self.schedule.restart_corners:
             self._check_faces()
+        if self.schedule.step_ball is not None and not isinstance(self.constraint, LpBall):
+            raise InputError(
+                f"expected an eb.LpBall with step_ball, got a {type(self.constraint).__name__}; leave step_ball out."
+            )
         if self.schedule.average and isinstance(self.local_model, Quadratic):
             raise InputError("expected a linear local model with average=True, got a Quadratic; use eb.Linear().")
         ranked = isinstance(self.objective, Ranked)

@@ -17,11 +17,14 @@ from epsball.problem import Problem
 from epsball.radius import Radius
 from epsball.randomness import Generators
 from epsball.schedule import Schedule
+from epsball.sets import LpBall
 from epsball.sets.base import ConstraintSet
 from epsball.solvers import Formulation
 from epsball.tensors import expand
 
 __all__ = ["Batch", "Parts", "State", "place"]
+
+_SHORT = 15  # steps of a minimal-norm search in which a first success that is too large is hard to get away from
 
 
 class Parts(Protocol):
@@ -98,6 +101,7 @@ class Batch:
     best: tuple[Tensor, Tensor] | None = None  # the η (B, *S) with the largest gain so far, and that gain (B,)
     radius: Radius | None = None  # of a minimal-norm search
     rate: float = 0.0  # how fast the radius moves at the first step
+    leap: float = 1.0  # how many times faster it may fall
     momentum: float = 0.0  # of projected steps
     before: Tensor | None = None  # η one step ago, where they have
     average: Expansion | None = None  # of the linearisations so far, as functions of the whole perturbation
@@ -132,6 +136,7 @@ class Batch:
             None if self.best is None else (self.best[0][index], self.best[1][index]),
             None if self.radius is None else self.radius.take(index),
             self.rate,
+            self.leap,
             self.momentum,
             None if self.before is None else self.before[index],
             None if self.average is None else self.average.take(index),
@@ -161,12 +166,13 @@ class Batch:
             torch.where(better, gain, self.best[1]),
         )
 
-    def search(self, state: State, rate: float) -> None:
-        """Begin a minimal-norm search with what earlier attempts found as the size to beat.
+    def search(self, state: State, rate: float, steps: int) -> None:
+        """Begin a minimal-norm search of so many steps with what earlier attempts found as the size to beat.
 
         From zero, or from where the samples stand that have found nothing.
         """
         self.radius, self.rate = Radius.of(self.eta, state.size[self.index], rate), rate
+        self.leap = 1.0 + min(1.0, _SHORT / steps)
         self.eta = torch.where(expand(self.radius.found, self.eta), 0.0, self.eta)
 
     def start(self, *, boundary: bool) -> Tensor:
@@ -188,7 +194,7 @@ class Batch:
         # On a lattice, what was judged is not the point that the steps go on from.
         eta = self.eta if self.constraint.lattice is None else point - self.x
         value, gradient = expansion.value[:, 0], expansion.gradient[:, 0]
-        radius.follow(self.constraint, self.x, eta, success, value, gradient, self.rate * share)
+        radius.follow(self.constraint, self.x, eta, success, value, gradient, self.rate * share, self.leap)
         self.constraint = self.constraint.with_eps(radius.value)
         return radius.size <= self.constraint.unit
 
@@ -207,9 +213,12 @@ class Batch:
             return local
         if not attack.formulation.budgeted and self.radius is None:
             return local.onward(self.eta)
-        if self.radius is not None:
+        if attack.schedule.update == "accumulate" and self.radius is None:
+            return local.step(share, self.eta)
+        ball = attack.schedule.step_ball
+        if ball is None or not isinstance(local, LpBall):
             return local.scaled(share)
-        return local.step(share, self.eta) if attack.schedule.update == "accumulate" else local.scaled(share)
+        return local.scaled(share * ball[1]).of_order(ball[0])
 
     def learn(self, piece: Tensor, slope: Tensor) -> None:
         """Remember the slopes of the pieces that were differentiated."""

@@ -56,8 +56,12 @@ class Radius:
         value: Tensor,
         gradient: Tensor,
         rate: float,
+        leap: float = 1.0,
     ) -> None:
-        """Move the radius after a linearisation at x + η with this value (B,) and gradient (B, *S) of the gain."""
+        """Move the radius after a linearisation at x + η with this value (B,) and gradient (B, *S) of the gain.
+
+        rate: by what share of itself. leap: how many times as far it may fall where the linear model says so.
+        """
         size, unit = constraint.size(eta).to(value.dtype), constraint.unit
         self.offer(eta, size, success)
         known, rows = torch.where(self.value.isfinite(), self.value, 0.0), (~self.found).nonzero()[:, 0]
@@ -74,6 +78,12 @@ class Radius:
         rate += _LEAST
         onward = (self.value * (1.0 + rate)).maximum(self.value.floor() + unit if unit else self.value)
         moved = torch.where(success, torch.minimum(self.value, self.size) * (1.0 - rate), onward)
+        beyond = (success & (value > 0)).nonzero()[:, 0] if leap > 1.0 else rows[:0]
+        if len(beyond):
+            part, slope = constraint.take(beyond), gradient[beyond]
+            whole = part.smallest(slope, dot(slope, eta[beyond]) - value[beyond], x[beyond])
+            least = self.size[beyond] * (1.0 - leap * rate)
+            moved[beyond] = moved[beyond].minimum(least.maximum(part.size(whole).to(value.dtype)))
         # Another point as large as the smallest success would be no gain.
         moved = moved.minimum(self.size * (1.0 - 0.5 * rate)).minimum(self.size - unit)
         self.value = torch.where(self.found, moved, reach.maximum(known + unit)).clamp_min(unit)

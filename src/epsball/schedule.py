@@ -8,7 +8,7 @@ from numbers import Real
 from typing import Literal
 
 from epsball.errors import InputError
-from epsball.validation import check_count
+from epsball.validation import check_count, check_p
 
 __all__ = ["Schedule"]
 
@@ -18,10 +18,12 @@ class Schedule:
     """How the linearised problems are iterated; sizes are shares of ε, so that one schedule serves every budget.
 
     steps: T, the number of linearisations. step_size: the share of ε that each step may take, a number or one for each
-    step, or "falling": 2 (1 - t/T)², from twice the ball down to nothing; 1/T by default. dither: the radius ε̃ of the
-    random offset at which each step linearises, as a share of ε, a number or one for each step; None: ε/T for
-    objectives that do not classify, whose gradient may be zero at x, and none for those that do. random_start: begin at
-    a random point of the set.
+    step, or "falling": 2 (1 - t/T)², from twice the ball down to nothing; 1/T by default. step_ball: (p, share), to
+    solve projected steps over an ℓp ball of this share of their size instead of the set's own: at p = 1 a step moves
+    few entries all the way, where the linear model no longer holds; over (4/3, 0.4) it moves more of them less. dither:
+    the radius ε̃ of the random offset at which each step linearises, as a share of ε, a number or one for each step;
+    None: ε/T for objectives that do not classify, whose gradient may be zero at x, and none for those that do.
+    random_start: begin at a random point of the set.
     update: "accumulate" adds the steps (the sum of the shares is at most 1, so the triangle inequality keeps it in the
     ball: Algorithm 1); "project" projects onto the set after each step, of any size (Madry's PGD).
     average: solve each problem over the whole set, from x, on a running average of the linearisations (dual averaging),
@@ -43,6 +45,7 @@ class Schedule:
 
     steps: int = 1
     step_size: float | tuple[float, ...] | Literal["falling"] | None = None
+    step_ball: tuple[float, float] | None = None
     dither: float | tuple[float, ...] | None = 0.0
     random_start: bool = False
     update: Literal["accumulate", "project"] = "accumulate"
@@ -76,6 +79,8 @@ class Schedule:
                 'expected update="project" without average=True for restart_corners: a corner spends the budget that '
                 "accumulated steps need; leave it out."
             )
+        if self.step_ball is not None:
+            self._check_step_ball(self.step_ball)
         momentum = self.restart_momentum
         if not isinstance(momentum, Real) or not 0.0 <= momentum < 1.0:
             raise InputError(f"expected 0 <= restart_momentum < 1, got {momentum!r}.")
@@ -87,6 +92,17 @@ class Schedule:
             )
         for steps in (self.steps, self.length(1)):
             self._check_sizes(steps)
+
+    def _check_step_ball(self, given: object) -> None:
+        if not isinstance(given, tuple) or len(given) != 2 or not all(isinstance(v, Real) for v in given):
+            raise InputError(f"expected step_ball as (p, share), such as (4/3, 0.4), got {given!r}.")
+        check_p(given[0])
+        if not 0.0 < given[1] < math.inf:
+            raise InputError(f"expected the share of step_ball > 0, got {given[1]!r}.")
+        if self.update != "project" or self.average:
+            raise InputError(
+                'expected update="project" without average=True for step_ball, whose steps leave the set; leave it out.'
+            )
 
     def _check_sizes(self, steps: int) -> None:
         """Refuse sizes that do not fit an attempt of so many steps."""

@@ -22,7 +22,8 @@ _LEAST = 15  # steps of the others, below which longer ones gain more than furth
 _LONGEST = 60  # steps of the untargeted attempt, and
 _SHORT = 20  # of the others, where many passes are divided into attempts from corners
 _MANY = 400  # passes from which further gradient steps gain less than random moves of blocks
-_SPARSE = 400  # passes below which p = 1 takes one attempt: its steps move few entries, and it needs many
+_STEP_BALL = (1.5, 0.7)  # over which `best` solves its steps at p = 1, whose own move too few entries too far, and
+_SMALLER = (4 / 3, 0.4)  # `nearest`
 
 
 def _spend(
@@ -45,7 +46,7 @@ def _spend(
     # Judging the result takes a pass, and of a norm-constrained attack each attempt too.
     judging = 0 if nearest else 1
     left = passes - _RANKING - first - judging - 1 - spared
-    several = passes >= (_SPARSE if sparse else _EARLY)
+    several = passes >= _EARLY
     others = left // max(least, int(1.6 * left**0.5)) if several else 0
     if others:
         steps, restarts, length = first, 1 + others, left // others - judging
@@ -55,6 +56,7 @@ def _spend(
     return Schedule(
         steps=steps,
         step_size="falling",
+        step_ball=(_SMALLER if nearest else _STEP_BALL) if sparse else None,
         update="project",
         restarts=restarts,
         restart_steps=length,
