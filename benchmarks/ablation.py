@@ -4,7 +4,7 @@ Run on the first test images that the network classifies correctly, inside [0, 1
 eps and the paired 95 % interval of its difference from the whole recipe; for `nearest` the mean norm and the mean
 difference, over the images on which both succeed.
 
-    EPSBALL_DATA=... python -m benchmarks.ablation [--networks mnist-robust,mnist-lenet5] [--samples 256]
+    EPSBALL_DATA=... python -m benchmarks.ablation [--networks mnist-robust,mnist-lenet5] [--p 1,2,inf] [--samples 256]
 """
 
 from __future__ import annotations
@@ -28,6 +28,11 @@ from epsball.recipes.search import _spend
 
 ALONE = "moves without blocks of other ends"
 EPS = {
+    ("mnist-lenet5", 1.0): 8.0,
+    ("mnist-robust", 1.0): 6.0,
+    ("cifar10-nin", 1.0): 3.0,
+    ("cifar10-nin", 2.0): 0.25,
+    ("cifar10-nin", math.inf): 2 / 255,
     ("mnist-lenet5", 2.0): 1.5,
     ("mnist-lenet5", math.inf): 0.1,
     ("mnist-robust", 2.0): 2.0,
@@ -37,7 +42,7 @@ EPS = {
 
 def variants_of_best(p: float, eps: float, passes: int) -> dict[str, eb.Attack]:
     whole = eb.recipe("best", p=p, eps=eps, bounds=(0.0, 1.0), passes=passes)
-    plan, steps = whole.schedule, replace(whole, schedule=_spend(passes))
+    plan, steps = whole.schedule, replace(whole, schedule=_spend(passes, sparse=p == 1.0))
     last = 2.5 / plan.steps  # the constant step of projected gradient attacks
     left = passes - plan.block_moves // 2
     every = replace(plan, step_size=last, restart_steps=plan.steps, restarts=max(1, left // plan.steps))
@@ -45,6 +50,7 @@ def variants_of_best(p: float, eps: float, passes: int) -> dict[str, eb.Attack]:
     return {
         "whole": whole,
         **(of_many_passes(whole, passes) if plan.block_moves else {}),
+        **own_steps(whole),
         "one attempt, no classes ranked": replace(
             steps, schedule=replace(steps.schedule, steps=passes - 1, restarts=1)
         ),
@@ -56,6 +62,13 @@ def variants_of_best(p: float, eps: float, passes: int) -> dict[str, eb.Attack]:
         "last point instead of the best": replace(whole, schedule=replace(plan, keep="last")),
         "pgd, cross-entropy": eb.recipe("pgd", p=p, eps=eps, bounds=(0.0, 1.0), steps=passes),
     }
+
+
+def own_steps(whole: eb.Attack) -> dict[str, eb.Attack]:
+    plan = whole.schedule
+    return (
+        {"steps over the ball itself": replace(whole, schedule=replace(plan, step_ball=None))} if plan.step_ball else {}
+    )
 
 
 def of_many_passes(whole: eb.Attack, passes: int) -> dict[str, eb.Attack]:
@@ -92,6 +105,8 @@ def variants_of_nearest(p: float, passes: int) -> dict[str, eb.Attack]:
         ),
         "classes not ranked at x": replace(whole, objective=Ranked(eb.Margin("runner-up"), 9, early=False)),
         "no polish": replace(whole, formulation=replace(ball, polish=0)),
+        "no haste": replace(whole, formulation=replace(ball, haste=0)),
+        **own_steps(whole),
         "deepfool": eb.recipe("deepfool", p=p, bounds=(0.0, 1.0)),
     }
 
@@ -104,6 +119,7 @@ def measure(attack: eb.Attack, model: torch.nn.Module, x: Tensor, y: Tensor, lab
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", default="mnist-robust,mnist-lenet5")
+    parser.add_argument("--p", default="1,2,inf")
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--passes", type=int, default=100)
     parser.add_argument("--out", type=Path)
@@ -112,7 +128,7 @@ def main() -> None:
     for name in arguments.networks.split(","):
         model = networks.load(name)
         x, y, _ = networks.samples(name, model, arguments.samples)
-        for p in (2.0, math.inf):
+        for p in map(float, arguments.p.split(",")):
             whole: eb.AttackResult | None = None
             for label, attack in variants_of_best(p, EPS[name, p], arguments.passes).items():
                 result = measure(attack, model, x, y, label)

@@ -281,6 +281,7 @@ def test_sigkill_at_random_moments(tmp_path: Path, undisturbed: Callable[[str], 
             assert set(os.listdir(out)) <= {".unfinished", *NAMES}
         if code == 0:
             lasted = max(0.3, 0.8 * lasted)
+            assert complete(out)
         if complete(out):  # a run can be killed when all is done, too
             assert_same(out, expected)
             if kills < 20:

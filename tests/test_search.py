@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -97,11 +98,68 @@ def test_after_a_success_that_is_too_large_the_radius_falls_as_far_as_the_linear
     x = torch.full((2, 4), 0.1, dtype=torch.float64)
     eta, gradient = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.float64)
     eta[:, 0], gradient[:, 0] = 0.5, 2.0
-    success, value = torch.tensor([True, False]), torch.tensor([0.3, -0.3], dtype=torch.float64)  # 0.15 too far
+    success, value = torch.tensor([True, False]), torch.tensor([0.3, 0.3], dtype=torch.float64)  # 0.15 too far
     radius = Radius.of(eta, torch.tensor([0.6, 0.6], dtype=torch.float64), 0.0)
     radius.follow(ball, x, eta, success, value, gradient, rate, leap)
     assert float(radius.value[0]) == pytest.approx(0.5 * expected, rel=0.01)
     assert float(radius.value[1]) == pytest.approx(0.6 * (1.0 - 0.5 * rate), rel=0.01)  # no success, no leap
+
+
+class Bent(nn.Module):
+    """Two scores, one of them of a hinge: its slope at x promises a boundary far beyond the one there is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rise slowly up to a sum of 1 over all entries, and steeply from there."""
+        total = x.flatten(1).sum(1)
+        return 3.0 + torch.stack([torch.ones_like(total), 0.05 * total + 10.0 * (total - 1.0).clamp_min(0.0)], 1)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+def test_a_short_search_gets_away_from_a_first_success_that_is_too_large(p):
+    x, y = torch.zeros(3, 9, dtype=torch.float64), torch.zeros(3, dtype=torch.int64)
+    nearest = eb.recipe("nearest", p=p, bounds=(0.0, 4.0), passes=8)
+    slow, fast = (replace(nearest, formulation=eb.ShrinkingBall(haste=haste, polish=0)) for haste in (0, 15))
+    faster = replace(nearest, formulation=eb.ShrinkingBall(haste=1000, polish=0))(Bent(), x, y)
+    least = (1.0 + 0.95 / 10.05) * 9.0 ** (1.0 / p - 1.0)  # the sum at which the scores meet, in equal parts
+    sizes = [attack(Bent(), x, y) for attack in (slow, fast)]
+    assert all(bool(result.success.all()) for result in sizes)
+    assert float(sizes[1].norm.max()) < 0.6 * float(sizes[0].norm.min())
+    assert float(sizes[1].norm.min()) >= (1.0 - 1e-9) * least
+    assert torch.equal(faster.norm, sizes[1].norm)  # never more than twice as fast
+
+
+class Concave(nn.Module):
+    """A constant score, and one that rises with the logarithm of every entry: the nearest point spreads its change."""
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the scores 8 and sum_i a_i log(1 + 20 x_i)."""
+        rising = (self.weight * torch.log1p(20.0 * x.flatten(1))).sum(1)
+        return torch.stack([torch.full_like(rising, 8.0), rising], 1)
+
+    def least(self) -> float:
+        """Find the least l1 norm from zero to where the scores meet: x_i = max(0, m a_i - 1/20), m by bisection."""
+        low, high = 0.0, 10.0
+        for _ in range(100):
+            middle = (low + high) / 2.0
+            x = (middle * self.weight - 0.05).clamp(0.0, 1.0)
+            low, high = (middle, high) if self(x[None])[0].diff() < 0 else (low, middle)
+        return float((high * self.weight - 0.05).clamp(0.0, 1.0).sum())
+
+
+def test_rounder_steps_at_p_1_spread_over_entries_that_saturate():
+    model = Concave(1.0 + torch.rand(30, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    x, y, least = torch.zeros(2, 30, dtype=torch.float64), torch.zeros(2, dtype=torch.int64), model.least()
+    nearest = eb.recipe("nearest", p=1.0, passes=15, bounds=(0.0, 1.0))
+    best = eb.recipe("best", p=1.0, eps=1.02 * least, passes=15, bounds=(0.0, 1.0))
+    own = [replace(attack, schedule=replace(attack.schedule, step_ball=None)) for attack in (nearest, best)]
+    assert least <= float(nearest(model, x, y).norm.max()) < 1.001 * least
+    assert bool(best(model, x, y).success.all())
+    assert float(own[0](model, x, y).norm.min()) > 1.2 * least
+    assert not bool(own[1](model, x, y).success.any())
 
 
 class Recorded(nn.Module):

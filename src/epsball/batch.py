@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -23,8 +23,6 @@ from epsball.solvers import Formulation
 from epsball.tensors import expand
 
 __all__ = ["Batch", "Parts", "State", "place"]
-
-_SHORT = 15  # steps of a minimal-norm search in which a first success that is too large is hard to get away from
 
 
 class Parts(Protocol):
@@ -166,13 +164,13 @@ class Batch:
             torch.where(better, gain, self.best[1]),
         )
 
-    def search(self, state: State, rate: float, steps: int) -> None:
+    def search(self, state: State, formulation: Formulation, steps: int) -> None:
         """Begin a minimal-norm search of so many steps with what earlier attempts found as the size to beat.
 
         From zero, or from where the samples stand that have found nothing.
         """
-        self.radius, self.rate = Radius.of(self.eta, state.size[self.index], rate), rate
-        self.leap = 1.0 + min(1.0, _SHORT / steps)
+        self.rate, self.leap = formulation.rate, 1.0 + min(1.0, formulation.haste / steps)
+        self.radius = Radius.of(self.eta, state.size[self.index], self.rate)
         self.eta = torch.where(expand(self.radius.found, self.eta), 0.0, self.eta)
 
     def start(self, *, boundary: bool) -> Tensor:
@@ -215,10 +213,11 @@ class Batch:
             return local.onward(self.eta)
         if attack.schedule.update == "accumulate" and self.radius is None:
             return local.step(share, self.eta)
-        ball = attack.schedule.step_ball
-        if ball is None or not isinstance(local, LpBall):
-            return local.scaled(share)
-        return local.scaled(share * ball[1]).of_order(ball[0])
+        step = local.scaled(share)
+        if attack.schedule.step_ball is not None and isinstance(step, LpBall):
+            order, part = attack.schedule.step_ball
+            step = replace(step.scaled(part), p=order)
+        return step
 
     def learn(self, piece: Tensor, slope: Tensor) -> None:
         """Remember the slopes of the pieces that were differentiated."""

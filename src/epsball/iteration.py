@@ -41,7 +41,7 @@ def attempt(
     batch = Batch.of(problem, constraint, state, streams, everyone)
     batch.momentum = schedule.restart_momentum if restart else 0.0
     if formulation.follows:
-        batch.search(state, formulation.rate, steps)
+        batch.search(state, formulation, steps)
     if start == "corners":
         batch.eta = batch.constraint.lmo(block_signs(batch.x, batch.streams.fork(0)), batch.x)
     elif start == "random" or not formulation.uses_model:

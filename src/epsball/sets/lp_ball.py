@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -157,10 +157,6 @@ class LpBall(ConstraintSet):
     def step(self, share: float, eta: Tensor) -> LpBall:
         """Return the ball of radius share · ε: the triangle inequality keeps the sum of the steps inside."""
         return self.scaled(share)
-
-    def of_order(self, p: float) -> LpBall:
-        """Return the ball of another order p with the same radius."""
-        return replace(self, p=p)
 
     def _w(self, x: Tensor) -> Tensor:
         """Return the weights as (1, *S)."""

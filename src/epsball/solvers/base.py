@@ -44,6 +44,8 @@ class Formulation(ABC):
     follows: bool = False
     #: How fast that radius moves at the first step, as a share of it.
     rate: float = 0.0
+    #: Steps of an attempt up to which it may fall twice as fast where the linear model says so.
+    haste: int = 0
     #: How often the smallest success is polished by the minimal-norm problem.
     polish: int = 0
 

@@ -27,15 +27,19 @@ class ShrinkingBall(NormConstrained):
 
     The radius is the linearised distance to the boundary until a success is found; from then on a little below the
     smallest success where the current point succeeds, and a little above the current radius where it does not. rate:
-    that little at the first step, as a share of the radius; it falls with the schedule's step sizes. After the steps
-    the smallest success is polished: `polish` times problem (8), linearised there and solved for the whole perturbation
-    inside the bounds, is tried, at its solution and half way to it. On affine models this is exact.
+    that little at the first step, as a share of the radius; it falls with the schedule's step sizes. haste: where the
+    linear model at a success says that the boundary is nearer than that, the radius of an attempt of T steps may fall
+    1 + min(1, haste / T) times as fast, since a short attempt would not get away from a first success that is too
+    large. After the steps the smallest success is polished: `polish` times problem (8), linearised there and solved for
+    the whole perturbation inside the bounds, is tried, at its solution and half way to it. On affine models this is
+    exact.
 
     Every local problem is solved exactly; the search is local, so what it finds is an upper bound of the distance.
     Sources: the radius as in Rony et al. (2019) and Pintor et al. (2021); problems (5) and (8) of the paper.
     """
 
     rate: float = 0.3
+    haste: int = 15
     polish: int = 1
     budgeted = False
     follows = True
