@@ -27,6 +27,7 @@ from benchmarks.peers.adapters import ours
 from benchmarks.peers.adapters.row import FIXED, MINIMAL, Attack, Job
 from benchmarks.peers.cells import Cell
 from benchmarks.peers.counting import Counting
+from benchmarks.peers.figures import _strongest
 from benchmarks.peers.fixed import fixed, minimal
 from benchmarks.peers.judging import judge, slack
 from benchmarks.peers.kept import pack, unpack
@@ -305,6 +306,31 @@ def test_minimal_rows_are_held_to_the_envelope_of_all(tmp_path):
     distance = torch.tensor([[0.11, math.inf, math.inf], [0.25, 0.25, math.inf], [0.4, 0.4, 0.4]])
     expected = eb.metrics.optimality(distance)
     assert [rows[name]["optimality"] for name in calls] == pytest.approx(expected.tolist(), abs=1e-5)
+
+
+def test_nearest_is_held_to_the_best_peer_and_to_the_least_whole_mean():
+    def row(library, attack, budget, optimality, mean, found=1.0):
+        return {"network": "n", "p": 2.0, "library": library, "attack": attack, "budget": budget, "error": ""} | {
+            "optimality": optimality,
+            "mean": mean,
+            "found": found,
+        }
+
+    rows = [
+        row("epsball", "nearest", 30, 0.9, 1.0),
+        row("A", "a", 30, 0.8, 1.2),
+        row("A", "b", 30, 0.7, 0.5),
+        row("B", "b", 200, 0.95, 0.9),
+        row("B", "half", 200, 0.4, 0.1, found=0.5),
+    ]
+    (duel,) = summary.nearest_duels(rows, "nearest")
+    assert (duel["peer"]["attack"], duel["budget"], duel["most"]) == ("a", 30, 200)
+    assert duel["least"]["mean"] == 0.9  # a mean over half of the samples is none
+
+
+def test_figures_draw_ours_and_the_strongest_of_each_peer():
+    strength = {("epsball", "x"): 0.1, ("A", "a"): 0.5, ("A", "b"): 0.7, ("B", "c"): 0.2, ("epsball", "y"): 0.9}
+    assert _strongest(strength) == [("epsball", "y"), ("A", "b"), ("B", "c"), ("epsball", "x")]
 
 
 def test_passes_until_a_share_of_the_final_ratio():

@@ -1,4 +1,7 @@
-"""Figures of the page: fooling ratio over passes, and robustness curves with their envelope."""
+"""Figures of the page: fooling ratio over passes, and robustness curves with their envelope.
+
+They draw our attacks and the strongest of each peer; the tables have them all.
+"""
 
 from __future__ import annotations
 
@@ -23,6 +26,8 @@ def ratios(rows: Sequence[Row], network: str, p: float, eps: float, folder: Path
             curves[row["library"], row["attack"]].append(row)
     if not curves:
         return None
+    strength = {key: max(curve, key=lambda row: row["budget"])["ratio"] for key, curve in curves.items()}
+    curves = {key: curves[key] for key in _strongest(strength)}
     figure = style.new_figure(7.2, 4.2)
     ax = figure.add_subplot()
     for (library, attack), look in zip(curves, style.line_styles([" ".join(key) for key in curves]), strict=True):
@@ -41,8 +46,8 @@ def ratios(rows: Sequence[Row], network: str, p: float, eps: float, folder: Path
 
 
 def robustness(root: Path, network: str, p: float, budget: int, folder: Path) -> str | None:
-    """Draw the share of samples that still stands over the norm, for each attack at one number of propagations."""
-    curves: dict[str, np.ndarray] = {}
+    """Draw the share of samples that still stands over the norm, at one number of propagations."""
+    curves: dict[tuple[str, str], np.ndarray] = {}
     everything: list[np.ndarray] = []
     for head, columns in by_cell(read(root, "minimal")):
         if (head["network"], head["p"]) != (network, p) or head["error"]:
@@ -50,7 +55,7 @@ def robustness(root: Path, network: str, p: float, budget: int, folder: Path) ->
         distance = np.where(columns["success"].astype(bool), columns["norm"].astype(float), math.inf)
         everything.append(distance)
         if head["budget"] == budget:
-            curves[f"{head['library']} {head['attack']}"] = distance
+            curves[head["library"], head["attack"]] = distance
     count = {len(distance) for distance in everything}
     if not curves or len(count) != 1:
         return None
@@ -58,14 +63,22 @@ def robustness(root: Path, network: str, p: float, budget: int, folder: Path) ->
     limit = 1.5 * float(np.max(best[np.isfinite(best)], initial=0.0)) or 1.0
     figure = style.new_figure(7.2, 4.2)
     ax = figure.add_subplot()
-    for name, look in zip(curves, style.line_styles(list(curves)), strict=True):
-        mine = {"linewidth": 2.4, "zorder": 3} if name.startswith(OURS) else {"linewidth": 1.1}
-        _steps(ax, curves[name], limit, label=name, **({**look, "marker": None} | mine))
-    _steps(ax, best, limit, label="envelope, all budgets", color="black", linestyle=":")
+    kept = _strongest({key: -float(np.minimum(distance, limit).mean()) for key, distance in curves.items()})
+    for key, look in zip(kept, style.line_styles([" ".join(key) for key in kept]), strict=True):
+        mine = {"linewidth": 2.4, "zorder": 3} if key[0] == OURS else {"linewidth": 1.1}
+        _steps(ax, curves[key], limit, label=" ".join(key), **({**look, "marker": None} | mine))
+    _steps(ax, best, limit, label="envelope, all budgets", color="black", linestyle=":", zorder=4)
     ax.set_xlabel(f"norm of the perturbation, p = {name_of(p)}")
     ax.set_ylabel("share that stands")
     ax.set_title(f"{network}, {budget:,} propagations")
     return _finish(figure, ax, folder, f"peers-minimal-{network}-p{name_of(p)}-{budget}")
+
+
+def _strongest(strength: dict[tuple[str, str], float]) -> list[tuple[str, str]]:
+    """Return ours and the strongest attack of each other library, (library, attack), the strongest first."""
+    ranked = sorted(strength, key=lambda key: (-strength[key], key))
+    first = {library: (library, attack) for library, attack in reversed(ranked)}
+    return [key for key in ranked if key[0] == OURS or first[key[0]] == key]
 
 
 def _steps(ax, distance: np.ndarray, limit: float, **look) -> None:
@@ -76,6 +89,6 @@ def _steps(ax, distance: np.ndarray, limit: float, **look) -> None:
 
 def _finish(figure, ax, folder: Path, name: str) -> str:
     style.tidy(ax)
-    ax.legend(fontsize=6, ncols=1, loc="center left", bbox_to_anchor=(1.01, 0.5))
-    style.save(figure, folder, name)
+    ax.legend(fontsize=7, ncols=1, loc="center left", bbox_to_anchor=(1.01, 0.5))
+    style.write_atomic(folder / f"{name}.png", style.Drawing(figure, name).png)
     return f"{name}.png"

@@ -31,7 +31,8 @@ LEFT_OUT = (
 
 def make(root: Path, docs: Path = DOCS) -> None:
     """Write the page and its figures from the cells under `root`."""
-    fixed, minimal = summary.fixed(root), summary.minimal(root)
+    fixed = sorted(summary.fixed(root), key=lambda row: (row["network"], row["p"], row["eps"], row["budget"]))
+    minimal = sorted(summary.minimal(root), key=lambda row: (row["network"], row["p"], row["budget"]))
     (docs / "figures").mkdir(parents=True, exist_ok=True)
     drawn = [
         figures.ratios(fixed, network, p, _middle(fixed, network, p), docs / "figures")
@@ -54,6 +55,7 @@ def make(root: Path, docs: Path = DOCS) -> None:
         left_out=LEFT_OUT,
         fixed_tables=_fixed_tables(fixed),
         duels=_duels(fixed),
+        nearest=summary.nearest_duels(minimal, "nearest"),
         minimal_tables=_minimal_tables(minimal),
         exact=_exact(summary.exact(root)),
         overhead=_overhead(summary.plain(root, "overhead")),

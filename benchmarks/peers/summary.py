@@ -113,6 +113,31 @@ def minimal(root: Path) -> list[Row]:
     return rows
 
 
+def nearest_duels(rows: Sequence[Row], attack: str) -> list[Row]:
+    """Set our minimal attack against the peers: its optimality and theirs, its mean and their least at most passes.
+
+    The least mean is of the peers that found something for every sample, at the largest budget that was run.
+    """
+    cells: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        if not row["error"]:
+            cells[row["network"], row["p"], row["budget"]].append(row)
+    found = []
+    for (network, p, budget), group in sorted(cells.items()):
+        mine = [row for row in group if row["library"] == OURS and row["attack"] == attack]
+        peers = [row for row in group if row["library"] != OURS]
+        if not mine or not peers:
+            continue
+        best = max(peers, key=lambda row: row["optimality"])
+        most = max(key[2] for key in cells if key[:2] == (network, p))
+        whole = [r for r in cells[network, p, most] if r["library"] != OURS and r["found"] == 1.0]
+        least = min(whole, key=lambda row: row["mean"], default=None)
+        found.append(
+            {"network": network, "p": p, "budget": budget, "ours": mine[0], "peer": best, "most": most, "least": least}
+        )
+    return found
+
+
 def exact(root: Path) -> list[Row]:
     """Return a row for each attack at the budget that serves it best: mean and worst objective over optimum."""
     best: dict[tuple[Any, ...], Row] = {}
