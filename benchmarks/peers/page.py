@@ -60,7 +60,10 @@ def make(root: Path, docs: Path = DOCS) -> None:
         exact=_exact(summary.exact(root)),
         overhead=_overhead(summary.plain(root, "overhead")),
         silent=_silent(summary.plain(root, "silent")),
-        ensembles=sorted(summary.ensembles(root), key=lambda row: (row["network"], row["p"], row["library"])),
+        ensembles=sorted(
+            summary.ensembles(root),
+            key=lambda row: (row["network"], row["p"], row["library"], row["attack"], row["budget"] or 0),
+        ),
         errors=_errors(fixed + minimal + summary.exact(root) + summary.plain(root, "overhead")),
         samples=_counts(fixed, minimal),
         figures=[name for name in drawn if name],
