@@ -199,6 +199,18 @@ def test_the_budget_of_passes_is_kept(name, passes, p):
     assert passes < 10 or float(spent.double().mean()) >= 1.6 * passes
 
 
+def test_a_single_pass_goes_to_the_nearest_class_and_not_between_two():
+    # Two classes equally near on opposite sides: the cross-entropy leads between them, 5 times as far from both.
+    model = torch.nn.Linear(2, 3, dtype=torch.float64)
+    with torch.no_grad():
+        model.weight.copy_(torch.tensor([[0.0, 0.0], [0.2, 1.0], [0.2, -1.0]]))
+        model.bias.copy_(torch.tensor([0.0, -1.0, -1.01]))
+    x, y = torch.zeros(1, 2, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    attack = eb.recipe("best", p=2.0, eps=1.0, passes=1)
+    assert bool(attack(model, x, y).success)
+    assert not bool(replace(attack, objective=eb.CrossEntropy())(model, x, y).success)
+
+
 def test_classes_are_attempted_in_the_order_of_what_the_linear_model_promises():
     model, x, y = affine(3)
     weight = model.weight.detach()

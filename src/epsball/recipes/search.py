@@ -7,7 +7,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
-from epsball.objectives import CrossEntropy, Margin, Ranked
+from epsball.objectives import CrossEntropy, Margin, Objective, Ranked
 from epsball.recipes.row import Recipe
 from epsball.schedule import Schedule
 from epsball.solvers import FewestGroups, ShrinkingBall
@@ -82,6 +82,11 @@ def _spend_in_a_box(passes: int) -> Schedule:
     )
 
 
+def _first(options: dict[str, Any]) -> Objective:
+    """Return what the untargeted attempt follows: of a single step the margin, which that step is to bring down."""
+    return Margin("runner-up") if options.get("passes") == 1 else CrossEntropy()
+
+
 def _classes(options: dict[str, Any]) -> int:
     """Return how many classes take part: with many short attempts the first few, again and again."""
     many = options.get("p") == math.inf and options.get("passes", 0) >= _MANY
@@ -100,10 +105,11 @@ def _spend_on_groups(passes: int) -> Schedule:
 SEARCH = (
     Recipe(
         "best",
-        "the strongest within a budget: cross-entropy, then class after class as the linear model ranks them; for "
-        "p = inf and 400 passes or more in short attempts from corners, with random moves of blocks at the end",
+        "the strongest within a budget: cross-entropy (the margin if passes=1), then class after class as the linear "
+        "model ranks them; for p = inf and 400 passes or more in short attempts from corners, with random moves of "
+        "blocks at the end",
         "this library",
-        lambda o: Ranked(CrossEntropy(), _classes(o)),
+        lambda o: Ranked(_first(o), _classes(o)),
         _spend,
         steps=100,
         sparse=partial(_spend, sparse=True),
