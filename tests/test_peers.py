@@ -322,6 +322,7 @@ def test_nearest_is_held_to_the_best_peer_and_to_the_least_whole_mean():
         row("A", "b", 30, 0.7, 0.5),
         row("B", "b", 200, 0.95, 0.9),
         row("B", "half", 200, 0.4, 0.1, found=0.5),
+        row("epsball", "deepfool", 200, 0.99, 0.3),
     ]
     (duel,) = summary.nearest_duels(rows, "nearest")
     assert (duel["peer"]["attack"], duel["budget"], duel["most"]) == ("a", 30, 200)

@@ -62,7 +62,7 @@ def make(root: Path, docs: Path = DOCS) -> None:
         silent=_silent(summary.plain(root, "silent")),
         ensembles=sorted(
             summary.ensembles(root),
-            key=lambda row: (row["network"], row["p"], row["library"], row["attack"], row["budget"] or 0),
+            key=lambda row: (row["network"], row["p"], row["library"], row["attack"], row["budget"]),
         ),
         errors=_errors(fixed + minimal + summary.exact(root) + summary.plain(root, "overhead")),
         samples=_counts(fixed, minimal),
