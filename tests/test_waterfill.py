@@ -160,3 +160,16 @@ def test_degenerate_rows(p, dtype):
     )
     assert fill_budget(w[:0], c[:0], torch.zeros(0, dtype=dtype), p).shape == (0, 2)
     assert fill_gap(w[:0], c[:0], torch.zeros(0, dtype=dtype), p).shape == (0, 2)
+
+
+@pytest.mark.parametrize("p", [1.001, 1.04, 1.2, 1.45, 1.5, 2.0])
+def test_one_entry_that_can_move_takes_the_budget_and_no_more(p):
+    """Rounding may put the level behind the entry's stop; it must not set the entry free."""
+    rng = np.random.default_rng(0)
+    w = torch.tensor(rng.exponential(size=(2000, 6)))
+    cap = torch.zeros_like(w)
+    cap[:, 2] = 1.0
+    eps = torch.tensor(rng.uniform(0.01, 0.9, size=2000))
+    t = fill_budget(w, cap, eps, p)
+    assert torch.allclose(t[:, 2], eps, rtol=1e-12)
+    assert torch.equal(t.sum(1), t[:, 2])

@@ -40,7 +40,8 @@ def fill_budget(weight: Tensor, cap: Tensor, eps: Tensor, p: float) -> Tensor:
     # In units of ε no entry can exceed 1, so its power cannot overflow, and one that underflows did not count.
     room = (cap.double() / scale).clamp_max(1.0)
     log_level = _level(log_w, room, room.pow(p), torch.ones_like(eps).double(), p, power=p)
-    t = torch.minimum((log_level[:, None] + _rate(log_w, p)).exp() * scale, cap.double())
+    # Not above the room, ε at most: where rounding puts the level behind the last stop, it is infinite.
+    t = torch.minimum(torch.minimum((log_level[:, None] + _rate(log_w, p)).exp(), room) * scale, cap.double())
     return torch.where((eps[:, None] > 0) & (weight > 0), t, 0.0).to(weight.dtype)
 
 
