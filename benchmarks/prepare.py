@@ -20,7 +20,7 @@ from pathlib import Path
 
 import torch
 from benchmarks.overhead import allocated, floor, interleaved
-from benchmarks.peers.networks import resnet
+from benchmarks.peers import networks as peers
 from torch import Tensor, nn
 
 import epsball as eb
@@ -31,7 +31,7 @@ FORMS = "fold,channels_last,fold+channels_last,auto"
 
 def build(name: str) -> tuple[nn.Module, tuple[int, ...]]:
     if name == "resnet":
-        return resnet(), (3, 32, 32)
+        return peers.load("cifar10-resnet"), (3, 32, 32)
     full = {"nin": "cifar10-nin", "lenet5": "mnist-lenet5"}.get(name, name)
     return networks.load(full), networks.spec(full).input_shape
 

@@ -81,7 +81,7 @@ def _run(part: str, arguments: argparse.Namespace) -> None:
     orders = {"orders": tuple(_order(word) for word in _words(arguments.p))} if arguments.p else {}
     budgets = tuple(int(word) for word in _words(arguments.budgets))
     names = _words(arguments.networks)
-    attacked = _there(names or ("mnist-fcnn", "mnist-lenet5", "mnist-robust", "cifar10-nin"))
+    attacked = _there(names or ("mnist-fcnn", "mnist-lenet5", "mnist-robust", "cifar10-resnet", "cifar10-nin"))
     if part == "fixed":
         steps = budgets or ((1, 10) if quick else ())
         fixed(rows, attacked, samples, root, batch_size=batch_size, **orders, **({"steps": steps} if steps else {}))
@@ -93,7 +93,7 @@ def _run(part: str, arguments: argparse.Namespace) -> None:
     elif part == "overhead":
         repeats, batch = (1, 16) if quick else (arguments.repeats, 128)
         steps = 5 if quick else arguments.steps
-        overhead(rows, names or ("mnist-lenet5", "resnet"), root, repeats, steps, batch)
+        overhead(rows, names or ("mnist-lenet5", "cifar10-resnet"), root, repeats, steps, batch)
     elif part == "silent":
         silent(rows, root)
     elif not quick or (set(attacked) & {"mnist-robust"}):

@@ -6,8 +6,15 @@ import math
 from dataclasses import dataclass, field
 
 import torch
+from benchmarks.peers import resnet, robust
 from torch import Tensor, nn
 
+from epsball.networks.storage import fill, read_tensors
+
+OWN = {  # networks that were trained for this comparison alone, and lie beside it
+    "mnist-robust": (robust.build, robust.WEIGHTS),
+    "cifar10-resnet": (resnet.build, resnet.WEIGHTS),
+}
 EVERY = (1.0, 2.0, math.inf)
 
 
@@ -38,6 +45,11 @@ SUBJECTS = {
             "cifar10",
             {1.0: (1.0, 3.0, 6.0), 2.0: (0.1, 0.25, 0.5), math.inf: (1 / 255, 2 / 255, 4 / 255)},
         ),
+        Subject(
+            "cifar10-resnet",
+            "cifar10",
+            {1.0: (1.0, 3.0, 6.0), 2.0: (0.1, 0.25, 0.5), math.inf: (1 / 255, 2 / 255, 4 / 255)},
+        ),
     )
 }
 
@@ -46,19 +58,12 @@ def load(name: str) -> nn.Module:
     """Return a trained network in eval mode, its parameters still asking for gradients, as a user's would."""
     from epsball import networks
 
-    if name == "mnist-robust":
-        from benchmarks.peers import robust
-
-        from epsball.networks.storage import fill, read_tensors
-
-        if not robust.WEIGHTS.is_file():
-            raise FileNotFoundError(
-                f"no weights at {robust.WEIGHTS.name}; make them with benchmarks/peers/train_robust.py"
-            )
-        module = robust.build()
-        fill(module, read_tensors(robust.WEIGHTS), str(robust.WEIGHTS))
-        return module.eval()
-    return networks.load(name)
+    if name not in OWN:
+        return networks.load(name)
+    build, weights = OWN[name]
+    module = build()
+    fill(module, read_tensors(weights), str(weights))
+    return module.eval()
 
 
 def samples(name: str, model: nn.Module, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -79,34 +84,3 @@ def samples(name: str, model: nn.Module, count: int) -> tuple[Tensor, Tensor, Te
             break
     x, y, ids = (torch.cat(parts)[:count] for parts in zip(*found, strict=True))
     return x, y, ids
-
-
-def resnet(seed: int = 0) -> nn.Module:
-    """Build a small residual network with batch norm for 32x32 images, untrained: for times and memory alone."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        blocks = [_Block(16, 16, 1), _Block(16, 32, 2), _Block(32, 64, 2)]
-        stem = [nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16), nn.ReLU()]
-        model = nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10))
-        # Statistics as training leaves them, so that folding the normalisation is no identity.
-        with torch.no_grad():
-            for _ in range(5):
-                model(torch.rand(64, 3, 32, 32))
-    return model.eval()
-
-
-class _Block(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
-        super().__init__()
-        self.first = nn.Sequential(
-            nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-        )
-        self.second = nn.Sequential(nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False), nn.BatchNorm2d(outputs))
-        self.short: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.short = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
-        self.relu = nn.ReLU()
-
-    def forward(self, x: Tensor) -> Tensor:
-        result: Tensor = self.relu(self.second(self.first(x)) + self.short(x))
-        return result

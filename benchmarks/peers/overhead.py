@@ -15,7 +15,6 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
-import torch
 from benchmarks.overhead import allocated, floor, interleaved
 from benchmarks.peers import networks
 from benchmarks.peers.adapters import FIXED, MINIMAL, Attack, Job
@@ -29,11 +28,6 @@ PLAIN = ("pgd", "pgd-ce", "apgd-ce", "best")
 
 
 def subject(name: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(0)
-    if name == "resnet":
-        model, x = networks.resnet(), torch.rand(batch, 3, 32, 32, generator=generator)
-        with torch.no_grad():
-            return model, x, model(x).argmax(1)
     model = networks.load(name)
     x, y, _ = networks.samples(name, model, batch)
     return model, x, y
