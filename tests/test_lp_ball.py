@@ -599,3 +599,25 @@ def test_frozen_entries_take_nothing_of_a_random_draw(p):
     # Uniform in a ball of three dimensions: the norm to the power 3 is uniform in [0, 1].
     assert float(inside.pow(3).mean()) == pytest.approx(0.5, abs=0.02)
     assert float(inside.pow(3).square().mean()) == pytest.approx(1.0 / 3.0, abs=0.02)
+
+
+@FEW
+@given(**CASE, share=st.floats(0.01, 3.0))
+def test_a_projected_step_is_the_lmo_added_and_projected(seed, p, bounded, weighted, eps, share):
+    ball, x, g = draw(seed, p, bounded, weighted, eps)
+    eta = ball.sample(x, Generators.of(seed, torch.arange(len(x))))
+    before = g.clone(), x.clone(), eta.clone()
+    for limit in (ball, ball.with_eps(torch.full((len(x),), eps, dtype=x.dtype))):
+        expected = limit.project(eta + limit.scaled(share).lmo(g, x + eta), x)
+        assert torch.allclose(limit.ascend(g, share, x, eta), expected, atol=1e-12)
+    for given_, now in zip(before, (g, x, eta), strict=True):
+        assert torch.equal(given_, now)
+
+
+def test_projected_steps_with_bounds_for_each_entry_or_without_a_radius():
+    x, g = torch.rand(3, 2, 2, dtype=torch.float64), torch.randn(3, 2, 2, dtype=torch.float64)
+    low, high = torch.tensor([[0.0, -1.0], [-2.0, 0.0]], dtype=torch.float64), torch.full((2, 2), 1.5).double()
+    for ball in (LpBall(math.inf, 0.7, (low, high)), LpBall(math.inf, math.inf, (low, 2.0))):
+        eta = torch.zeros_like(x)
+        expected = ball.project(ball.scaled(0.5).lmo(g, x), x)
+        assert torch.allclose(ball.ascend(g, 0.5, x, eta), expected, atol=1e-12)

@@ -92,3 +92,24 @@ def test_falling_steps_go_from_twice_the_ball_to_nothing_in_every_attempt():
     assert schedule.shares(schedule.length(0)) == schedule.shares()
     assert schedule.shares(schedule.length(1)) == (2.0, 0.5)
     assert schedule.length(7) == 2
+
+
+def test_a_widened_ball_falls_geometrically_to_the_set_in_the_first_attempt():
+    schedule = eb.Schedule(steps=6, update="project", keep="best", widening=(8.0, 0.5))
+    assert schedule.factors(6) == pytest.approx((8.0, 4.0, 2.0, 1.0, 1.0, 1.0))
+    assert schedule.factors(6, 1) == (1.0,) * 6
+    # Whatever the share, the last step ends in the set.
+    assert dataclasses.replace(schedule, widening=(8.0, 1.0)).factors(2) == pytest.approx((8.0, 1.0))
+    assert eb.Schedule(steps=3).factors(3) == (1.0,) * 3
+
+
+@pytest.mark.parametrize("widening", [2.0, (2.0,), ("2", 0.5), (0.5, 0.5), (math.inf, 0.5), (2.0, 0.0), (2.0, 1.5)])
+def test_a_widening_that_is_none_is_refused(widening):
+    with pytest.raises(eb.InputError, match="expected widening"):
+        eb.Schedule(steps=4, update="project", keep="best", widening=widening)
+
+
+@pytest.mark.parametrize("other", [{"keep": "last"}, {"update": "accumulate", "keep": "last"}])
+def test_a_widening_needs_a_schedule_that_keeps_the_best_point(other):
+    with pytest.raises(eb.InputError, match='keep="best"'):
+        eb.Schedule(**{"steps": 4, "update": "project", "widening": (2.0, 0.5), **other})

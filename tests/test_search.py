@@ -342,3 +342,47 @@ def test_misclassified_inputs_are_left_alone():
     result = eb.recipe("nearest", p=2.0, bounds=(0.0, 1.0))(model, x, (y + 1) % CLASSES)
     assert set(result.status) == {eb.Status.ALREADY}
     assert float(result.norm.max()) == 0.0
+
+
+class Valley(nn.Module):
+    """Scores (0, gain) where the gain is positive only at ‖η‖₁ between 1.5 and 4 from zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.seen.append(x.detach().abs().flatten(1).sum(1))
+        gain = x.sum(1) - 1.5
+        return torch.stack([torch.zeros_like(gain), gain], 1)
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+def test_a_widened_search_leaves_the_ball_on_its_way_and_counts_only_what_is_inside(p):
+    x, y = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, dtype=torch.int64)
+    eps = {1.0: 1.0, 2.0: 0.5, math.inf: 0.25}[p]  # the largest ‖η‖₁ inside is 1 for each
+    plan = eb.Schedule(steps=10, step_size=1.0, update="project", keep="best", widening=(3.0, 0.8))
+    for bounds in (None, (-5.0, 5.0)):
+        ball = eb.LpBall(p=p, eps=eps, bounds=bounds)
+        model = Valley()
+        result = eb.Attack(ball, schedule=plan)(model, x, y)
+        reached = torch.stack([seen for seen in model.seen if len(seen) == 2])
+        assert float(reached.max()) == pytest.approx(3.0)
+        assert bool((reached[-1] <= 1.0 + 1e-9).all())
+        assert not bool(result.success.any())
+        assert result.gain.tolist() == pytest.approx([-0.5, -0.5])  # the best inside, though 1.5 was seen outside
+        # A success inside is one, and ends the search.
+        easy = eb.Attack(ball.with_eps(2.0 * eps), schedule=plan)(Valley(), x, y)
+        assert bool(easy.success.all())
+        assert bool((easy.norm <= 2.0 * eps * (1.0 + 1e-9)).all())
+    # On a lattice the judged point would be another one, so nothing is widened there.
+    model = Valley()
+    eb.Attack(eb.LpBall(p=p, eps=eps, bounds=(-5.0, 5.0), lattice=40), schedule=plan)(model, x, y)
+    assert max(float(seen.max()) for seen in model.seen) <= 1.0 + 1e-9
+
+
+def test_best_widens_its_first_attempt_at_p_1_alone():
+    plans = {p: eb.recipe("best", p=p, eps=1.0).schedule for p in (1.0, 2.0, math.inf)}
+    assert plans[1.0].widening is not None
+    assert plans[2.0].widening is plans[math.inf].widening is None
+    assert eb.recipe("nearest", p=1.0).schedule.widening is None

@@ -63,7 +63,7 @@ class State:
     def count(self, index: Tensor, spent: tuple[Tensor, Tensor, Tensor]) -> None:
         """Add forward passes, backward passes and JVPs of some samples."""
         for total, more in zip((self.forwards, self.backwards, self.jvps), spent, strict=True):
-            total[index] += more
+            total.index_add_(0, index, more)
 
     @classmethod
     def new(cls, x: Tensor, forwards: int) -> State:
@@ -103,6 +103,7 @@ class Batch:
     momentum: float = 0.0  # of projected steps
     before: Tensor | None = None  # η one step ago, where they have
     average: Expansion | None = None  # of the linearisations so far, as functions of the whole perturbation
+    goal: ConstraintSet | None = None  # the set itself, while the steps go over one as large or larger
 
     @classmethod
     def of(cls, problem: Problem, constraint: ConstraintSet, state: State, streams: Generators, index: Tensor) -> Batch:
@@ -138,7 +139,22 @@ class Batch:
             self.momentum,
             None if self.before is None else self.before[index],
             None if self.average is None else self.average.take(index),
+            None if self.goal is None else self.goal.take(index),
         )
+
+    def widen(self, factor: float) -> None:
+        """Let the steps to come go over a ball `factor` times as large as the set."""
+        if self.goal is None:
+            if factor == 1.0:
+                return
+            self.goal = self.constraint
+        self.constraint = self.goal if factor == 1.0 else self.goal.scaled(factor)
+
+    def outside(self) -> Tensor | None:
+        """Tell which samples a larger ball has let leave the set itself, (B,) bool; None where there is none."""
+        if self.goal is None or self.goal is self.constraint:
+            return None
+        return ~self.goal.contains(self.eta, self.x)
 
     def averaged(self, expansion: Expansion, share: float) -> Expansion:
         """Take a linearisation as a function of the whole perturbation into the average with this weight."""
@@ -155,10 +171,15 @@ class Batch:
     def keep(self, outputs: Tensor) -> None:
         """Remember where the samples stand if no gain was larger so far; outputs (B, *O) are those at this point."""
         gain = self.objective.gain(outputs, self.target)
+        outside = self.outside()
+        gain = gain if outside is None else torch.where(outside, -torch.inf, gain)
         if self.best is None:
             self.best = self.eta, gain
             return
         better = ~(gain <= self.best[1])
+        if bool(better.all()):
+            self.best = self.eta, gain
+            return
         self.best = (
             torch.where(expand(better, self.eta), self.eta, self.best[0]),
             torch.where(better, gain, self.best[1]),
@@ -218,6 +239,12 @@ class Batch:
             order, part = attack.schedule.step_ball
             step = replace(step.scaled(part), p=order)
         return step
+
+    def ascends(self, attack: Parts, expansion: Expansion, local: ConstraintSet) -> bool:
+        """Tell whether a step, over the set `local` at the current point, is the set's own projected step."""
+        plan = attack.schedule
+        whole = plan.update == "project" and plan.step_ball is None and not plan.average and not self.momentum
+        return whole and attack.formulation.ascends and local is self.constraint and expansion.value.shape[1] == 1
 
     def learn(self, piece: Tensor, slope: Tensor) -> None:
         """Remember the slopes of the pieces that were differentiated."""

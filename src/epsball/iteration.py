@@ -37,11 +37,15 @@ def attempt(
     schedule, formulation = attack.schedule, attack.formulation
     steps = schedule.length(restart)
     dithers, shares = schedule.dithers(problem.classifies, steps), schedule.shares(steps)
+    # On a lattice a point of the larger ball would not be the one that is judged at last.
+    factors = (1.0,) * steps if constraint.lattice is not None else schedule.factors(steps, restart)
     streams = problem.streams.fork(restart)
     batch = Batch.of(problem, constraint, state, streams, everyone)
     batch.momentum = schedule.restart_momentum if restart else 0.0
     if formulation.follows:
         batch.search(state, formulation, steps)
+    state.broken[everyone], state.flat[everyone] = False, False  # of an earlier attempt
+    batch.widen(factors[0])
     if start == "corners":
         batch.eta = batch.constraint.lmo(block_signs(batch.x, batch.streams.fork(0)), batch.x)
     elif start == "random" or not formulation.uses_model:
@@ -62,6 +66,8 @@ def attempt(
         done = torch.zeros(len(batch.index), dtype=torch.bool, device=point.device)
         if stops and not dithered:
             done = batch.objective.success(expansion.outputs, batch.target)
+            outside = batch.outside()
+            done = done if outside is None else done & ~outside
         if isinstance(expansion, Expansion) and batch.radius is not None:
             done = batch.follow(batch.radius, expansion, point, shares[step] / shares[0])
         if schedule.keep == "best" and not dithered:
@@ -69,11 +75,11 @@ def attempt(
         finite, flat = expansion.finite_and_flat()
         state.count(batch.index, expansion.spent())
         broken = ~finite
-        state.broken[batch.index] = broken & ~done
-        state.flat[batch.index] = flat & ~done
-        # Without dither to come, a zero gradient stays where it is.
-        done = done | broken | (flat if not any(dithers[step + 1 :]) else torch.zeros_like(flat))
-
+        if bool((done | broken | flat).any()) or any(dithers):
+            state.broken[batch.index] = broken & ~done
+            state.flat[batch.index] = flat & ~done
+            # Without dither to come, a zero gradient stays where it is.
+            done = done | broken | (flat if not any(dithers[step + 1 :]) else torch.zeros_like(flat))
         if bool(done.any()):
             # Finished samples leave before the problem is solved.
             left = (~done).nonzero()[:, 0]
@@ -85,20 +91,24 @@ def attempt(
             point, offset = point[left], offset[left]
         if dithered:
             expansion = expansion.around(point - offset)
+        batch.widen(factors[step])
         updated, feasible = _step(
             attack, problem, batch, state, expansion, offset, step, shares[step], last=step == steps - 1
         )
         if isinstance(expansion, GaussNewton):
             state.count(batch.index, expansion.spent())
-        state.feasible[batch.index] = feasible
-        # A minimal-norm step that no longer moves has reached its best corner.
-        stuck = ~feasible & (updated == batch.eta).flatten(1).all(1)
-        batch.eta = updated
-        if bool(stuck.any()):
-            batch.leave(state, stuck)
-            batch = batch.take((~stuck).nonzero()[:, 0])
-            if len(batch.index) == 0:
-                return
+        before, batch.eta = batch.eta, updated
+        del expansion, updated  # not to be held while the next graph is
+        if feasible is not None:
+            state.feasible[batch.index] = feasible
+            # A minimal-norm step that no longer moves has reached its best corner.
+            stuck = ~feasible & (batch.eta == before).flatten(1).all(1)
+            if bool(stuck.any()):
+                batch.leave(state, stuck)
+                batch = batch.take((~stuck).nonzero()[:, 0])
+                if len(batch.index) == 0:
+                    return
+        del before
     if schedule.keep == "best":
         batch.keep(problem.craft_outputs(place(batch.x, batch.eta, batch.constraint)))
         state.forwards[batch.index] += 1
@@ -116,18 +126,22 @@ def _step(
     share: float,
     *,
     last: bool,
-) -> tuple[Tensor, Tensor]:
-    """Solve one local problem around x + η and return the new η (B, *S), and whether there was a solution."""
+) -> tuple[Tensor, Tensor | None]:
+    """Solve one local problem around x + η; return the new η (B, *S), and who had a solution, None: everyone."""
     local = batch.constraint.at(batch.x, batch.eta)
-    limited = batch.limited(attack, local, share)
     average = attack.schedule.average
     whole = isinstance(expansion, Expansion) and (average or (last and attack.schedule.keep == "best"))
+    if isinstance(expansion, Expansion) and not whole and batch.ascends(attack, expansion, local):
+        updated = local.ascend(expansion.gradient[:, 0], share, batch.x, batch.eta)
+        return local.repair(batch.x, batch.eta, updated), None
+    limited = batch.limited(attack, local, share)
     if whole and isinstance(expansion, Expansion):
         # The problem over the whole set, from x: exact on affine models.
         expansion, limited, point = expansion.around(batch.eta), local.total(batch.eta), batch.x
     if average and isinstance(expansion, Expansion):
         expansion = batch.averaged(expansion, share)
-    solution = attack.formulation.solve(expansion, limited, point, batch.streams.fork(step + 1, _SOLVER))
+    streams = batch.streams.fork(step + 1, _SOLVER) if isinstance(expansion, GaussNewton) else None
+    solution = attack.formulation.solve(expansion, limited, point, streams)
     delta = solution.delta - batch.eta if whole else solution.delta
     if solution.mirror is not None:
         delta = _better(problem, batch, state, delta, solution.mirror)
@@ -145,7 +159,8 @@ def _step(
         state.exact[batch.index] &= solution.exact
     if solution.kkt is not None:
         state.kkt[batch.index] = torch.fmax(state.kkt[batch.index], solution.kkt.to(state.kkt.dtype))
-    return batch.constraint.repair(batch.x, batch.eta, updated), solution.feasible
+    feasible = None if attack.formulation.ascends else solution.feasible
+    return batch.constraint.repair(batch.x, batch.eta, updated), feasible
 
 
 def _better(problem: Problem, batch: Batch, state: State, delta: Tensor, mirror: Tensor) -> Tensor:

@@ -41,6 +41,9 @@ class Schedule:
     nowhere it goes on. restart_corners: of such an attack, attempts after the first begin at random corners of the
     ball, the same one throughout a block of entries. restart_momentum: the share that each projected step of the
     attempts after the first takes of the movement before it instead of its own, 0.25 as in APGD.
+    widening: (factor, share), with keep="best": the steps of the first attempt go over a ball that is `factor` times
+    as large at first and falls geometrically to the set itself after this share of the steps; only points of the set
+    itself count. At p = 1, where a small ball lets few entries move, this finds what steps inside it do not.
     """
 
     steps: int = 1
@@ -57,6 +60,7 @@ class Schedule:
     block_moves: int = 0
     restart_corners: bool = False
     restart_momentum: float = 0.0
+    widening: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse schedules that cannot be run or that would leave the ball."""
@@ -81,6 +85,8 @@ class Schedule:
             )
         if self.step_ball is not None:
             self._check_step_ball(self.step_ball)
+        if self.widening is not None:
+            self._check_widening(self.widening)
         momentum = self.restart_momentum
         if not isinstance(momentum, Real) or not 0.0 <= momentum < 1.0:
             raise InputError(f"expected 0 <= restart_momentum < 1, got {momentum!r}.")
@@ -103,6 +109,14 @@ class Schedule:
             raise InputError(
                 'expected update="project" without average=True for step_ball, whose steps leave the set; leave it out.'
             )
+
+    def _check_widening(self, given: object) -> None:
+        if not isinstance(given, tuple) or len(given) != 2 or not all(isinstance(v, Real) for v in given):
+            raise InputError(f"expected widening as (factor, share), such as (6.0, 0.8), got {given!r}.")
+        if not 1.0 <= given[0] < math.inf or not 0.0 < given[1] <= 1.0:
+            raise InputError(f"expected widening with a factor >= 1 and a share in (0, 1], got {given!r}.")
+        if self.keep != "best" or self.average:
+            raise InputError('expected keep="best" without average=True for widening, whose steps leave the set.')
 
     def _check_sizes(self, steps: int) -> None:
         """Refuse sizes that do not fit an attempt of so many steps."""
@@ -131,6 +145,14 @@ class Schedule:
             return tuple(2.0 * (1.0 - step / count) ** 2 for step in range(count))
         size = 1.0 / count if self.step_size is None else self.step_size
         return self._each("step_size", size, count)
+
+    def factors(self, steps: int, attempt: int = 0) -> tuple[float, ...]:
+        """Return how many times as large as the set the ball of each step of an attempt of so many steps is."""
+        if attempt or self.widening is None:
+            return (1.0,) * steps
+        factor, share = self.widening
+        # Whatever the share, the last step ends in the set itself.
+        return (*(max(1.0, factor ** (1.0 - step / (share * steps))) for step in range(steps - 1)), 1.0)
 
     def dithers(self, classifies: bool = False, steps: int | None = None) -> tuple[float, ...]:
         """Return the dithering radius of each step as a share of ε, for an objective that classifies or does not."""

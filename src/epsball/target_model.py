@@ -55,6 +55,7 @@ class TargetModel:
         self._modes: list[tuple[nn.Module, bool]] = []
         self._flags: list[nn.Parameter] = []
         self._random = ExitStack()
+        self._spares = False  # whether the model was seen to leave its input as it came
 
     @property
     def randomised(self) -> bool:
@@ -70,7 +71,12 @@ class TargetModel:
 
     def once(self, x: Tensor) -> Tensor:
         """Compute the selected outputs of one forward pass, (B, *O)."""
-        outputs = self.model(x.clone())  # a model may change its input in place
+        given = (
+            x if x.requires_grad and x.is_leaf and self._spares else x.clone()
+        )  # a model may change its input in place
+        outputs = self.model(given)
+        if given is not x:
+            self._spares = given._version == 0
         selected = outputs if self.selector is None else self.select(outputs)
         if not isinstance(selected, Tensor):
             raise InputError(

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-__all__ = ["dot", "expand", "finite", "flat", "norm", "order"]
+__all__ = ["between", "dot", "expand", "finite", "flat", "norm", "order"]
 
 
 def expand(value: Tensor, like: Tensor) -> Tensor:
@@ -18,6 +18,12 @@ def expand(value: Tensor, like: Tensor) -> Tensor:
 def flat(a: Tensor) -> Tensor:
     """View (B, *S) as (B, M), also where there is nothing after the batch: (B,) as (B, 1)."""
     return a.reshape(len(a), math.prod(a.shape[1:]))
+
+
+def between(a: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Clamp a (B, *S) in place to [low, high], which broadcast against it; return it."""
+    # With both limits at once it takes ten times as long where they broadcast.
+    return a.clamp_min_(low).clamp_max_(high)
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:

@@ -63,7 +63,7 @@ class Expansion:
         """Tell for each sample whether all values and gradients are finite, and whether all gradients are zero."""
         # One reduction answers both: the largest magnitude is NaN or inf where an entry is.
         largest = torch.stack([norm(gradient, math.inf) for gradient in self.gradient.unbind(1)], 1).amax(1)
-        return largest.isfinite() & self.value.isfinite().all(1), largest == 0
+        return (largest < math.inf) & (self.value.abs().amax(1) < math.inf), largest == 0  # NaN is not below either
 
 
 @dataclass(frozen=True)

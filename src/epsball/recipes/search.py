@@ -21,6 +21,7 @@ _FIRST = 0.4  # share of the passes that the untargeted attempt takes
 _LEAST = 15  # steps of the others, below which longer ones gain more than further ones
 _LONGEST = 60  # steps of the untargeted attempt, and
 _SHORT = 20  # of the others, where many passes are divided into attempts from corners
+_ENOUGH = 10  # steps from which it pays at p = 1 to begin over a larger ball
 _MANY = 400  # passes from which further gradient steps gain less than random moves of blocks
 _STEP_BALL = (1.5, 0.7)  # over which `best` solves its steps at p = 1, whose own move too few entries too far, and
 _SMALLER = (4 / 3, 0.4)  # `nearest`
@@ -53,9 +54,11 @@ def _spend(
     else:
         ranking = _RANKING if nearest and passes >= _EARLY else 0
         steps, restarts, length = max(1, passes - ranking - spared), 1, None
+    wide = (6.0, 0.8) if several else (3.0, 0.5) if steps >= _ENOUGH else None
     return Schedule(
         steps=steps,
         step_size="falling",
+        widening=wide if sparse and not nearest else None,
         step_ball=(_SMALLER if nearest else _STEP_BALL) if sparse else None,
         update="project",
         restarts=restarts,

@@ -13,7 +13,7 @@ from torch import Tensor
 from epsball.errors import InputError
 from epsball.randomness import Generators
 from epsball.sets._lattice import check_lattice, on_lattice
-from epsball.tensors import dot
+from epsball.tensors import between, dot
 from epsball.validation import check_bounds, check_eps
 
 __all__ = ["Bounds", "ConstraintSet"]
@@ -54,6 +54,10 @@ class ConstraintSet(ABC):
     @abstractmethod
     def project(self, eta: Tensor, x: Tensor) -> Tensor:
         """Solve min ‖η - eta‖₂ over η in C(x): the Euclidean projection, (B, *S)."""
+
+    def ascend(self, g: Tensor, share: float, x: Tensor, eta: Tensor) -> Tensor:
+        """Solve max ⟨g, δ⟩ over δ in share · C around x + η, and project η + δ onto C(x): a projected step; (B, *S)."""
+        return self.project(eta + self.scaled(share).lmo(g, self.place(x, eta)), x)
 
     @abstractmethod
     def smallest(self, g: Tensor, gap: Tensor, x: Tensor) -> Tensor:
@@ -119,13 +123,14 @@ class ConstraintSet(ABC):
         if self.lattice is not None:
             return self.snapped(x, eta)
         moved = x + eta
-        if self.bounds is None:
-            return moved
-        lo, hi = self.bounds
+        return moved if self.bounds is None else self._clamped(moved)
+
+    def _clamped(self, moved: Tensor) -> Tensor:
+        """Clamp inputs (B, *S) to the bounds in place, which must be there."""
+        lo, hi = cast(Bounds, self.bounds)
         if not isinstance(lo, Tensor) and not isinstance(hi, Tensor):
-            return torch.clamp(moved, lo, hi)
-        low, high = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in (lo, hi))
-        return torch.clamp(moved, low, high)
+            return moved.clamp_(lo, hi)
+        return between(moved, *(torch.as_tensor(b, dtype=moved.dtype, device=moved.device) for b in (lo, hi)))
 
     def snapped(self, x: Tensor, eta: Tensor) -> Tensor:
         """Return a point of the lattice near x + η whose perturbation is in the set, (B, *S)."""

@@ -16,7 +16,7 @@ from epsball.sets._project import project_lp
 from epsball.sets._waterfill import fill_budget, fill_gap
 from epsball.sets._weights import divided, weights_of
 from epsball.sets.base import ConstraintSet
-from epsball.tensors import expand, norm, order
+from epsball.tensors import between, expand, norm, order
 from epsball.validation import check_p, check_weights
 
 __all__ = ["LpBall"]
@@ -65,7 +65,7 @@ class LpBall(ConstraintSet):
             radius = expand(eps.clamp_max(_LARGE), x)
             eta = g.sign() * (radius if self.weights is None else radius * self._w(x))
             # Zero is inside the room, so clamping this corner is the exact solution for p = inf, and for it alone.
-            eta = eta if self.bounds is None else torch.clamp(eta, *self.room(x))
+            eta = eta if self.bounds is None else between(eta, *self.room(x))
             if unlimited and bool((eta.abs() >= _LARGE).any()):  # one of the bounds is infinite too
                 raise self._unlimited()
             return eta
@@ -110,10 +110,24 @@ class LpBall(ConstraintSet):
         weight = None if self.weights is None else self._w(x).flatten(1).expand(len(x), -1)
         eps = self.eps_of(x)
         if weight is None and self.p == math.inf:
-            eta = torch.clamp(eta, -expand(eps, x), expand(eps, x))
-            return eta if self.bounds is None else torch.clamp(eta, *self.room(x))
+            radius = expand(eps, x)
+            eta = between(eta.clone(), -radius, radius)
+            return eta if self.bounds is None else between(eta, *self.room(x))
         cap = self.capacity(eta, x).flatten(1)
         return eta.sign() * project_lp(eta.flatten(1).abs(), cap, weight, eps, self.p).view_as(x)
+
+    def ascend(self, g: Tensor, share: float, x: Tensor, eta: Tensor) -> Tensor:
+        """Take one projected step, (B, *S): solve the problem around x + η, add its solution, project."""
+        unlimited = not (self.eps_of(x) < math.inf).all() if isinstance(self.eps, Tensor) else self.eps == math.inf
+        if self.p < math.inf or self.weights is not None or self.lattice is not None or unlimited:
+            return super().ascend(g, share, x, eta)
+        # For p = inf both maps are clamps, and the room around x + η is what the projection leaves anyway. In place,
+        # since fresh memory costs as much as the arithmetic.
+        radius = expand(self.eps_of(x), x)
+        moved = g.sign().mul_(share * radius).add_(eta)
+        if self.bounds is not None:
+            moved = self._clamped(moved.add_(x)).sub_(x)
+        return between(moved, -radius, radius)
 
     def size(self, eta: Tensor) -> Tensor:
         """Compute ‖η / w‖_p, (B,); inf where a frozen entry moved."""

@@ -42,6 +42,8 @@ class Formulation(ABC):
     budgeted: bool = True
     #: Whether the loop keeps the smallest success and lets the radius of the ball follow it.
     follows: bool = False
+    #: Whether the problem of one affine piece is solved by the set's `lmo`.
+    ascends: bool = False
     #: How fast that radius moves at the first step, as a share of it.
     rate: float = 0.0
     #: Steps of an attempt up to which it may fall twice as fast where the linear model says so.

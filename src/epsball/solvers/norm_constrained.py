@@ -29,6 +29,8 @@ class NormConstrained(Formulation):
 
     quadratic: QuadraticOptions = field(default_factory=QuadraticOptions, repr=False)
 
+    ascends = True
+
     def solve(
         self,
         expansion: Expansion | GaussNewton,
