@@ -1,4 +1,4 @@
-"""The small residual network of the comparison with other libraries: batch norm, 10.6 million multiply-adds.
+"""The small residual network of the comparison with other libraries: batch norm, 12 million multiply-adds.
 
     EPSBALL_DATA=... python -m benchmarks.peers.resnet
 
