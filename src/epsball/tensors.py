@@ -58,5 +58,5 @@ def order(p: float) -> float:
 def finite(a: Tensor) -> Tensor:
     """Tell for each sample whether all its entries are finite, (B, *S) -> (B,) bool."""
     # A sum would overflow on large finite values; the largest magnitude is not finite exactly when an entry is not.
-    flat = a.flatten(1)
-    return flat.abs().amax(1).isfinite() if flat.shape[1] else flat.new_ones(flat.shape[0], dtype=torch.bool)
+    rows = flat(a)
+    return rows.abs().amax(1) < math.inf if rows.shape[1] else rows.new_ones(len(rows), dtype=torch.bool)

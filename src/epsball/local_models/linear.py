@@ -61,7 +61,13 @@ class Expansion:
 
     def finite_and_flat(self) -> tuple[Tensor, Tensor]:
         """Tell for each sample whether all values and gradients are finite, and whether all gradients are zero."""
-        # One reduction answers both: the largest magnitude is NaN or inf where an entry is.
+        if not self.gradient.numel():
+            return self.value.isfinite().all(1), self.value.new_ones(len(self.value), dtype=torch.bool)
+        length = torch.linalg.vector_norm(self.gradient.flatten(2), dim=2)
+        fine = (length > 0).all(1) & ((length + self.value.abs()) < math.inf).all(1)
+        if bool(fine.all()):
+            return fine, ~fine
+        # A length may over- or underflow. The largest magnitude is NaN or inf where an entry is, and 0 where all are.
         largest = torch.stack([norm(gradient, math.inf) for gradient in self.gradient.unbind(1)], 1).amax(1)
         return (largest < math.inf) & (self.value.abs().amax(1) < math.inf), largest == 0  # NaN is not below either
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from epsball.errors import InputError
-from epsball.tensors import flat
+from epsball.tensors import finite
 from epsball.validation import check_class_range, check_labels, check_scores
 
 __all__ = ["Objective", "two_class"]
@@ -40,7 +40,7 @@ class Objective(ABC):
     def success(self, outputs: Tensor, target: Tensor) -> Tensor:
         """Tell whether a sample with these outputs is a success, (B,) bool; never where outputs are not finite."""
         wrong = outputs.argmax(1) != target if self.classifies else self.gain(outputs, target) > 0
-        return wrong & flat(outputs).isfinite().all(1)
+        return wrong & finite(outputs)
 
     def prepare(self, outputs: Tensor, target: Tensor) -> Self:
         """Complete the objective from the outputs (B, *O) at the unperturbed input; called where `needs_clean`."""
