@@ -51,6 +51,7 @@ def variants_of_best(p: float, eps: float, passes: int) -> dict[str, eb.Attack]:
         "whole": whole,
         **(of_many_passes(whole, passes) if plan.block_moves else {}),
         **own_steps(whole),
+        **({"begun inside the ball": replace(whole, schedule=replace(plan, widening=None))} if plan.widening else {}),
         "one attempt, no classes ranked": replace(
             steps, schedule=replace(steps.schedule, steps=passes - 1, restarts=1)
         ),
@@ -59,7 +60,12 @@ def variants_of_best(p: float, eps: float, passes: int) -> dict[str, eb.Attack]:
             whole, objective=Ranked(eb.Margin("runner-up"), whole.objective.classes)
         ),
         "constant steps 2.5 eps / T": replace(whole, schedule=every),
-        "last point instead of the best": replace(whole, schedule=replace(plan, keep="last")),
+        # A ball that is larger at first needs the best point.
+        **(
+            {}
+            if plan.widening
+            else {"last point instead of the best": replace(whole, schedule=replace(plan, keep="last"))}
+        ),
         "pgd, cross-entropy": eb.recipe("pgd", p=p, eps=eps, bounds=(0.0, 1.0), steps=passes),
     }
 

@@ -93,7 +93,7 @@ def _run(part: str, arguments: argparse.Namespace) -> None:
     elif part == "overhead":
         repeats, batch = (1, 16) if quick else (arguments.repeats, 128)
         steps = 5 if quick else arguments.steps
-        overhead(rows, names or ("mnist-lenet5", "cifar10-resnet"), root, repeats, steps, batch)
+        overhead(rows, names or ("mnist-lenet5", "cifar10-resnet"), root, repeats, steps, batch, **orders)
     elif part == "silent":
         silent(rows, root)
     elif not quick or (set(attacked) & {"mnist-robust"}):

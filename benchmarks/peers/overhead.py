@@ -34,19 +34,28 @@ def subject(name: str, batch: int) -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def overhead(
-    attacks: Sequence[Attack], names: Sequence[str], root: Path, repeats: int = 5, steps: int = 40, batch: int = 128
+    attacks: Sequence[Attack],
+    names: Sequence[str],
+    root: Path,
+    repeats: int = 5,
+    steps: int = 40,
+    batch: int = 128,
+    orders: Sequence[float] = (2.0, math.inf),
 ) -> None:
+    """Measure; orders: inf for the attacks of T steps, 2 for DeepFool, which takes some libraries many minutes."""
     for name in names:
         path = root / "overhead" / name / f"times_b{batch}_T{steps}.parquet"
         if not path.is_file():
-            rows = _times(attacks, name, repeats, steps, batch)
+            rows = _times(attacks, name, repeats, steps, batch, orders)
             write(path, {"part": "overhead", "network": name, "batch": batch, "T": steps}, rows)
     path = root / "overhead" / "imports" / "imports.parquet"
     if not path.is_file():
         write(path, {"part": "overhead", "network": "imports"}, imports(repeats))
 
 
-def _times(attacks: Sequence[Attack], name: str, repeats: int, steps: int, batch: int) -> dict[str, list]:
+def _times(
+    attacks: Sequence[Attack], name: str, repeats: int, steps: int, batch: int, orders: Sequence[float]
+) -> dict[str, list]:
     model, x, y = subject(name, batch)
     frozen = copy.deepcopy(model).requires_grad_(False)
     rows: dict[str, list] = {key: [] for key in ("library", "attack", "measure", "value", "passes", "error")}
@@ -63,6 +72,8 @@ def _times(attacks: Sequence[Attack], name: str, repeats: int, steps: int, batch
         (plain, math.inf, EPS, steps, "time over the floor"),
         (deepfool, 2.0, None, 1000, "forward-backward pairs"),
     ):
+        if p not in orders:
+            continue
         calls: dict[str, Callable[[], object]] = {"floor": partial(floor, frozen, x, y, steps)}
         backwards = {}
         for attack in chosen:
