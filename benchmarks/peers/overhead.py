@@ -18,6 +18,7 @@ from pathlib import Path
 from benchmarks.overhead import allocated, floor, interleaved
 from benchmarks.peers import networks
 from benchmarks.peers.adapters import FIXED, MINIMAL, Attack, Job
+from benchmarks.peers.adapters.row import name_of
 from benchmarks.peers.cells import write
 from benchmarks.peers.counting import Counting
 from benchmarks.peers.environment import MODULES
@@ -44,18 +45,17 @@ def overhead(
 ) -> None:
     """Measure; orders: inf for the attacks of T steps, 2 for DeepFool, which takes some libraries many minutes."""
     for name in names:
-        path = root / "overhead" / name / f"times_b{batch}_T{steps}.parquet"
-        if not path.is_file():
-            rows = _times(attacks, name, repeats, steps, batch, orders)
-            write(path, {"part": "overhead", "network": name, "batch": batch, "T": steps}, rows)
+        for p in orders:
+            path = root / "overhead" / name / f"times_b{batch}_T{steps}_p{name_of(p)}.parquet"
+            if not path.is_file():
+                rows = _times(attacks, name, repeats, steps, batch, p)
+                write(path, {"part": "overhead", "network": name, "batch": batch, "T": steps}, rows)
     path = root / "overhead" / "imports" / "imports.parquet"
     if not path.is_file():
         write(path, {"part": "overhead", "network": "imports"}, imports(repeats))
 
 
-def _times(
-    attacks: Sequence[Attack], name: str, repeats: int, steps: int, batch: int, orders: Sequence[float]
-) -> dict[str, list]:
+def _times(attacks: Sequence[Attack], name: str, repeats: int, steps: int, batch: int, order: float) -> dict[str, list]:
     model, x, y = subject(name, batch)
     frozen = copy.deepcopy(model).requires_grad_(False)
     rows: dict[str, list] = {key: [] for key in ("library", "attack", "measure", "value", "passes", "error")}
@@ -72,7 +72,7 @@ def _times(
         (plain, math.inf, EPS, steps, "time over the floor"),
         (deepfool, 2.0, None, 1000, "forward-backward pairs"),
     ):
-        if p not in orders:
+        if p != order:
             continue
         calls: dict[str, Callable[[], object]] = {"floor": partial(floor, frozen, x, y, steps)}
         backwards = {}
@@ -95,6 +95,8 @@ def _times(
             # Over the floor of the steps that were taken, or in units of one forward and backward.
             scale = steps / passes if measure.startswith("time") else steps
             add(attack, measure, statistics.median(a / b for a, b in pairs) * scale, passes)
+    if order != math.inf:
+        return rows
     least = allocated(partial(floor, frozen, x, y, 5))
     for attack in plain:
         try:
