@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import math
 import warnings
 
 import numpy as np
@@ -183,3 +185,44 @@ def test_minimal_norm_attack_that_finds_nothing_is_not_called_beyond():
     result = eb.recipe("deepfool", steps=1, eps=1e-4)(model, x, model(x).argmax(1))
     free = eb.recipe("deepfool", steps=1)(model, x, model(x).argmax(1))
     assert torch.equal(result.having(eb.Status.BEYOND), free.success)
+
+
+def test_a_model_that_changes_some_inputs_in_place_is_attacked_and_leaves_the_users_input_alone():
+    torch.manual_seed(0)
+    network, x = torch.nn.Linear(4, 3), torch.rand(6, 4) * 0.5
+    kept = x.clone()
+
+    def sometimes(given):
+        if bool((given > 0.52).any()):  # not at x, where the model is looked at first
+            given.clamp_(0.0, 0.52)
+        return network(given)
+
+    def behind_the_counter(given):
+        given.data.mul_(0.5)
+        return network(given)
+
+    for model in (sometimes, behind_the_counter):
+        y = network(x).argmax(1)
+        for name in ("fgsm", "pgd", "alg1-10"):
+            eb.recipe(name, p=math.inf, eps=0.2)(model, x, y)
+            assert torch.equal(x, kept)
+
+
+def test_a_model_can_be_wrapped_in_inference_mode():
+    model, x = torch.nn.Linear(4, 3), torch.rand(6, 4)
+    with torch.inference_mode():
+        assert torch.equal(eb.TargetModel(model)(torch.rand(6, 4) * 0 + x), model(x))
+
+
+def test_a_formulation_that_solves_its_own_problem_is_asked():
+    @dataclasses.dataclass(frozen=True)
+    class Half(eb.NormConstrained):
+        def solve(self, expansion, constraint, point, streams=None):
+            step = super().solve(expansion, constraint, point, streams)
+            return dataclasses.replace(step, delta=0.5 * step.delta)
+
+    model, x = torch.nn.Linear(4, 3), torch.rand(6, 4)
+    plan = eb.Schedule(steps=1, update="project", stop="never")
+    for formulation, norm in ((eb.NormConstrained(), 0.1), (Half(), 0.05)):
+        attack = eb.Attack(eb.LpBall(eps=0.1), eb.CrossEntropy(), formulation=formulation, schedule=plan)
+        assert torch.allclose(attack(model, x, torch.zeros(6, dtype=torch.int64)).norm, torch.tensor(norm), atol=1e-6)

@@ -621,3 +621,13 @@ def test_projected_steps_with_bounds_for_each_entry_or_without_a_radius():
         eta = torch.zeros_like(x)
         expected = ball.project(ball.scaled(0.5).lmo(g, x), x)
         assert torch.allclose(ball.ascend(g, 0.5, x, eta), expected, atol=1e-12)
+
+
+def test_small_projected_steps_add_up_and_inputs_outside_the_bounds_do_not_jump():
+    x, g = torch.full((1, 3), 0.7), torch.ones(1, 3)
+    ball, eta = LpBall(math.inf, 1e-5, (0.0, 1.0)), torch.zeros(1, 3)
+    for _ in range(1000):
+        eta = ball.ascend(g, 2.5e-3, x, eta)
+    assert torch.allclose(eta, torch.full_like(eta, 1e-5), rtol=1e-4)
+    outside = torch.full((1, 3), -0.2)
+    assert bool((LpBall(math.inf, 0.1, (0.0, 1.0)).ascend(-g, 0.5, outside, torch.zeros(1, 3)) == 0).all())

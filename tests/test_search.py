@@ -345,7 +345,7 @@ def test_misclassified_inputs_are_left_alone():
 
 
 class Valley(nn.Module):
-    """Scores (0, gain) where the gain is positive only at ‖η‖₁ between 1.5 and 4 from zero."""
+    """Scores (0, gain) where the gain is positive from ‖x‖₁ = 1.5 on; remembers which ‖x‖₁ it has seen."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -386,3 +386,40 @@ def test_best_widens_its_first_attempt_at_p_1_alone():
     assert plans[1.0].widening is not None
     assert plans[2.0].widening is plans[math.inf].widening is None
     assert eb.recipe("nearest", p=1.0).schedule.widening is None
+
+
+def widened(**changes: object) -> eb.Schedule:
+    return eb.Schedule(**{"steps": 7, "update": "project", "keep": "best", "widening": (6.0, 0.8), **changes})
+
+
+def test_a_widening_is_refused_where_it_would_leave_the_set():
+    with pytest.raises(eb.InputError, match="with widening, got a Groups"):
+        eb.Attack(eb.Groups("pixels", k=2, eps=0.1), schedule=widened())
+    with pytest.raises(eb.InputError, match="leave widening out"):
+        eb.Attack(eb.LpBall(2.0), eb.Margin("runner-up"), formulation=eb.ShrinkingBall(), schedule=widened())
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+def test_a_widened_search_from_random_points_stays_inside_also_where_the_gradient_is_zero(p):
+    flat = nn.Linear(6, 3).double()
+    nn.init.zeros_(flat.weight)
+    x = torch.rand(5, 6, dtype=torch.float64)
+    attack = eb.Attack(eb.LpBall(p, 0.1, (0.0, 1.0)), eb.CrossEntropy(), schedule=widened(random_start=True))
+    result = attack(flat, x, flat(x).argmax(1))
+    assert set(result.status) == {eb.Status.ZERO_GRADIENT}
+    assert bool((result.norm <= 0.1 * (1 + 1e-9)).all())
+
+
+@pytest.mark.parametrize("widening", [None, (6.0, 0.8)])
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_affine_models_are_solved_exactly_with_fewer_classes_and_a_larger_ball(p, widening):
+    gains = []
+    for growth in (2.0, math.inf):
+        found = []
+        for seed in range(12):
+            model, x, y = affine(seed)
+            plan = widened(steps=3, step_size=1.0, stop="never", widening=widening)
+            ball = eb.LpBall(p, 0.3 if p == 2.0 else 0.05, (0.0, 1.0))
+            found.append(eb.Attack(ball, eb.Margin(), eb.Linear(growth=growth), schedule=plan)(model, x, y).gain)
+        gains.append(torch.cat(found))
+    assert torch.allclose(*gains, atol=1e-12)

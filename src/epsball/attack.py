@@ -85,10 +85,11 @@ class Attack:
             raise InputError("a minimal-norm attack has no budget to project onto or start in; accumulate its steps.")
         if self.schedule.block_moves or self.schedule.restart_corners:
             self._check_faces()
-        if self.schedule.step_ball is not None and not isinstance(self.constraint, LpBall):
-            raise InputError(
-                f"expected an eb.LpBall with step_ball, got a {type(self.constraint).__name__}; leave step_ball out."
-            )
+        for option in ("step_ball", "widening"):
+            if getattr(self.schedule, option) is not None and not isinstance(self.constraint, LpBall):
+                raise InputError(
+                    f"expected an eb.LpBall with {option}, got a {type(self.constraint).__name__}; leave {option} out."
+                )
         if self.schedule.average and isinstance(self.local_model, Quadratic):
             raise InputError("expected a linear local model with average=True, got a Quadratic; use eb.Linear().")
         ranked = isinstance(self.objective, Ranked)
@@ -106,6 +107,8 @@ class Attack:
                 'expected update="project" without random_start and dither, and a linear local model, for a search '
                 "with a shrinking ball; it begins at random points by itself where attempts would repeat."
             )
+        if schedule.widening is not None:
+            raise InputError("a search with a shrinking ball chooses its radius itself; leave widening out.")
         if isinstance(self.formulation, ShrinkingBall):
             self.formulation.check(self.constraint, average=schedule.average)
 

@@ -152,7 +152,7 @@ class Batch:
 
     def outside(self) -> Tensor | None:
         """Tell which samples a larger ball has let leave the set itself, (B,) bool; None where there is none."""
-        if self.goal is None or self.goal is self.constraint:
+        if self.goal is None:
             return None
         return ~self.goal.contains(self.eta, self.x)
 

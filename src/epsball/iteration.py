@@ -45,13 +45,13 @@ def attempt(
     if formulation.follows:
         batch.search(state, formulation, steps)
     state.broken[everyone], state.flat[everyone] = False, False  # of an earlier attempt
-    batch.widen(factors[0])
     if start == "corners":
         batch.eta = batch.constraint.lmo(block_signs(batch.x, batch.streams.fork(0)), batch.x)
     elif start == "random" or not formulation.uses_model:
         batch.eta = batch.start(boundary=not formulation.uses_model)
     at_x = start == "x" and not formulation.follows
     for step in range(steps if formulation.uses_model else 0):
+        batch.widen(factors[step])
         point = offset = place(batch.x, batch.eta, batch.constraint)
         dithered = dithers[step] > 0
         if dithered:
@@ -60,8 +60,10 @@ def attempt(
         if step == 0 and at_x and not dithered and len(batch.index) == len(problem.x):
             expansion = problem.first(attack.local_model, shared)
         else:
-            # At a dithered point the values are not those around which the problem is solved.
-            known = None if dithered else batch.candidates(attack, shares[step])
+            # At a dithered point the values are not those around which the problem is solved, and the last step of
+            # keep="best" solves it over the whole set.
+            whole = step == steps - 1 and schedule.keep == "best"
+            known = None if dithered or whole else batch.candidates(attack, shares[step])
             expansion = problem.expand(attack.local_model, batch.objective, point, batch.target, known)
         done = torch.zeros(len(batch.index), dtype=torch.bool, device=point.device)
         if stops and not dithered:
@@ -91,7 +93,6 @@ def attempt(
             point, offset = point[left], offset[left]
         if dithered:
             expansion = expansion.around(point - offset)
-        batch.widen(factors[step])
         updated, feasible = _step(
             attack, problem, batch, state, expansion, offset, step, shares[step], last=step == steps - 1
         )

@@ -55,7 +55,7 @@ class TargetModel:
         self._modes: list[tuple[nn.Module, bool]] = []
         self._flags: list[nn.Parameter] = []
         self._random = ExitStack()
-        self._spares = False  # whether the model was seen to leave its input as it came
+        self._spares: bool | None = None  # whether the model was seen to leave its input as it came
 
     @property
     def randomised(self) -> bool:
@@ -71,12 +71,7 @@ class TargetModel:
 
     def once(self, x: Tensor) -> Tensor:
         """Compute the selected outputs of one forward pass, (B, *O)."""
-        given = (
-            x if x.requires_grad and x.is_leaf and self._spares else x.clone()
-        )  # a model may change its input in place
-        outputs = self.model(given)
-        if given is not x:
-            self._spares = given._version == 0
+        outputs = self._ran(x)
         selected = outputs if self.selector is None else self.select(outputs)
         if not isinstance(selected, Tensor):
             raise InputError(
@@ -88,6 +83,21 @@ class TargetModel:
                 f"expected one output for each of the {len(x)} samples, got shape {tuple(selected.shape)}."
             )
         return selected
+
+    def _ran(self, x: Tensor) -> Any:
+        """Run the model on a copy, since it may change its input in place, or on a leaf where it was seen not to."""
+        if self._spares and x.requires_grad and x.is_leaf:
+            try:
+                return self.model(x)
+            except RuntimeError as error:
+                if "leaf Variable that requires grad" not in str(error):
+                    raise
+                self._spares = False  # it depends on the input
+        given = x.clone()
+        outputs = self.model(given)
+        if self._spares is None and not x.requires_grad:
+            self._spares = torch.equal(given, x)
+        return outputs
 
     def __enter__(self) -> Self:
         for module in self.modules():

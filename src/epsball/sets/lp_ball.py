@@ -123,14 +123,12 @@ class LpBall(ConstraintSet):
             return super().ascend(g, share, x, eta)
         # For p = inf both maps are clamps, and the room around x + η is what the projection leaves anyway. In place,
         # since fresh memory costs as much as the arithmetic.
-        moved, radius = g.sign(), self.eps if isinstance(self.eps, (int, float)) else expand(self.eps_of(x), x)
-        if isinstance(radius, Tensor):
-            moved.mul_(share * radius).add_(eta)
+        if isinstance(self.eps, (int, float)):
+            moved = g.sign().mul_(share * self.eps).add_(eta).clamp_(-self.eps, self.eps)
         else:
-            torch.add(eta, moved, alpha=share * radius, out=moved)
-        if self.bounds is not None:
-            moved = self._clamped(moved.add_(x)).sub_(x)
-        return between(moved, -radius, radius) if isinstance(radius, Tensor) else moved.clamp_(-radius, radius)
+            radius = expand(self.eps_of(x), x)
+            moved = between(g.sign().mul_(share * radius).add_(eta), -radius, radius)
+        return moved if self.bounds is None else between(moved, *self.room(x))
 
     def size(self, eta: Tensor) -> Tensor:
         """Compute ‖η / w‖_p, (B,); inf where a frozen entry moved."""

@@ -42,14 +42,17 @@ class Formulation(ABC):
     budgeted: bool = True
     #: Whether the loop keeps the smallest success and lets the radius of the ball follow it.
     follows: bool = False
-    #: Whether the problem of one affine piece is solved by the set's `lmo`.
-    ascends: bool = False
     #: How fast that radius moves at the first step, as a share of it.
     rate: float = 0.0
     #: Steps of an attempt up to which it may fall twice as fast where the linear model says so.
     haste: int = 0
     #: How often the smallest success is polished by the minimal-norm problem.
     polish: int = 0
+
+    @property
+    def ascends(self) -> bool:
+        """Whether every problem has a solution, and that of one affine piece is the set's `lmo`."""
+        return False
 
     def searched(self, constraint: ConstraintSet) -> ConstraintSet:
         """Return the set whose size a search makes small; the norm of a result is that size."""

@@ -29,7 +29,10 @@ class NormConstrained(Formulation):
 
     quadratic: QuadraticOptions = field(default_factory=QuadraticOptions, repr=False)
 
-    ascends = True
+    @property
+    def ascends(self) -> bool:
+        """Whether the problems are those solved here, not a subclass's."""
+        return type(self).solve is NormConstrained.solve
 
     def solve(
         self,
