@@ -62,7 +62,7 @@ CIFAR10_RESNET = NetworkSpec(
     input_shape=(3, 32, 32),
     outputs=10,
     task="classification",
-    reference="He, Zhang, Ren, Sun 2016, Section 4.2, with n = 1",
+    reference="He, Zhang, Ren, Sun 2016, Section 4.2, with n = 1 and projections for shortcuts",
     build=build,
     recipe=TrainingRecipe(
         epochs=20,

@@ -243,8 +243,8 @@ class Batch:
     def ascends(self, attack: Parts, expansion: Expansion, local: ConstraintSet) -> bool:
         """Tell whether a step, over the set `local` at the current point, is the set's own projected step."""
         plan = attack.schedule
-        whole = plan.update == "project" and plan.step_ball is None and not plan.average and not self.momentum
-        return whole and attack.formulation.ascends and local is self.constraint and expansion.value.shape[1] == 1
+        plain = plan.update == "project" and plan.step_ball is None and not plan.average and not self.momentum
+        return plain and attack.formulation.ascends and local is self.constraint and expansion.value.shape[1] == 1
 
     def learn(self, piece: Tensor, slope: Tensor) -> None:
         """Remember the slopes of the pieces that were differentiated."""
