@@ -102,19 +102,32 @@ def variants_of_nearest(p: float, passes: int) -> dict[str, eb.Attack]:
     whole = eb.recipe("nearest", p=p, bounds=(0.0, 1.0), passes=passes)
     plan, ball = whole.schedule, whole.formulation
     assert isinstance(ball, eb.ShrinkingBall)
+    along = plan.boundary_steps + 1 if plan.boundary_steps else 0
     return {
         "whole": whole,
         "one attempt on the runner-up": replace(
             whole,
             objective=Ranked(eb.Margin("runner-up"), 9, early=False),
-            schedule=replace(plan, steps=passes - 2, restarts=1),
+            schedule=replace(plan, steps=passes - 2 - along, restarts=1),
         ),
         "classes not ranked at x": replace(whole, objective=Ranked(eb.Margin("runner-up"), 9, early=False)),
+        **(without_boundary(whole) if along else {}),
         "no polish": replace(whole, formulation=replace(ball, polish=0)),
         "no haste": replace(whole, formulation=replace(ball, haste=0)),
         **own_steps(whole),
         "deepfool": eb.recipe("deepfool", p=p, bounds=(0.0, 1.0)),
     }
+
+
+def without_boundary(whole: eb.Attack) -> dict[str, eb.Attack]:
+    """The passes along the boundary go to the attempts."""
+    plan = whole.schedule
+    spare = plan.boundary_steps + 1
+    if plan.restart_steps is None:
+        more = replace(plan, boundary_steps=0, steps=plan.steps + spare)
+    else:
+        more = replace(plan, boundary_steps=0, restart_steps=plan.restart_steps + spare // (plan.restarts - 1))
+    return {"no steps along the boundary": replace(whole, schedule=more)}
 
 
 def measure(attack: eb.Attack, model: torch.nn.Module, x: Tensor, y: Tensor, label: str) -> eb.AttackResult:

@@ -85,6 +85,8 @@ class Attack:
             raise InputError("a minimal-norm attack has no budget to project onto or start in; accumulate its steps.")
         if self.schedule.block_moves or self.schedule.restart_corners:
             self._check_faces()
+        if self.schedule.boundary_steps:
+            self._check_boundary()
         for option in ("step_ball", "widening"):
             if getattr(self.schedule, option) is not None and not isinstance(self.constraint, LpBall):
                 raise InputError(
@@ -111,6 +113,15 @@ class Attack:
             raise InputError("a search with a shrinking ball chooses its radius itself; leave widening out.")
         if isinstance(self.formulation, ShrinkingBall):
             self.formulation.check(self.constraint, average=schedule.average)
+
+    def _check_boundary(self) -> None:
+        """Refuse steps along the boundary where there is no search in the ℓ1 norm."""
+        ball, formulation = self.constraint, self.formulation
+        if type(formulation) is not ShrinkingBall or not isinstance(ball, LpBall) or ball.p != 1.0:
+            raise InputError(
+                "expected eb.ShrinkingBall() over an eb.LpBall with p=1 for boundary_steps, got "
+                f"{type(formulation).__name__} over {ball!r}; leave boundary_steps out."
+            )
 
     def _check_faces(self) -> None:
         """Refuse random moves of blocks, or starts at corners, where there are no faces, or nobody to ask."""

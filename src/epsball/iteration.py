@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 import torch
@@ -49,6 +50,7 @@ def attempt(
         batch.eta = batch.constraint.lmo(block_signs(batch.x, batch.streams.fork(0)), batch.x)
     elif start == "random" or not formulation.uses_model:
         batch.eta = batch.start(boundary=not formulation.uses_model)
+    usual: Tensor | None = None
     at_x = start == "x" and not formulation.follows
     for step in range(steps if formulation.uses_model else 0):
         batch.widen(factors[step])
@@ -93,9 +95,11 @@ def attempt(
             point, offset = point[left], offset[left]
         if dithered:
             expansion = expansion.around(point - offset)
-        updated, feasible = _step(
-            attack, problem, batch, state, expansion, offset, step, shares[step], last=step == steps - 1
-        )
+        solve = partial(_step, attack, problem, batch, state, expansion, offset, step, shares[step])
+        if step == steps - 1 and schedule.keep == "best" and schedule.restarts == 1:
+            usual = solve(last=False)[0] if isinstance(expansion, Expansion) else None
+        updated, feasible = solve(last=step == steps - 1)
+        del solve
         if isinstance(expansion, GaussNewton):
             state.count(batch.index, expansion.spent())
         before, batch.eta = batch.eta, updated
@@ -111,9 +115,27 @@ def attempt(
                     return
         del before
     if schedule.keep == "best":
-        batch.keep(problem.craft_outputs(place(batch.x, batch.eta, batch.constraint)))
-        state.forwards[batch.index] += 1
+        outputs = _judge(problem, batch, state)
+        if usual is not None:
+            # Where the model is bent, the usual last step leads further than that over the whole set, from x.
+            more = (batch.eta != usual).flatten(1).any(1)
+            more &= ~batch.objective.success(outputs, batch.target) if stops else True
+            batch.leave(state, ~more)
+            left = more.nonzero()[:, 0]
+            if len(left) == 0:
+                return
+            batch = batch.take(left)
+            batch.eta = usual[left]
+            _judge(problem, batch, state)
     batch.leave(state, torch.ones(len(batch.index), dtype=torch.bool, device=batch.eta.device))
+
+
+def _judge(problem: Problem, batch: Batch, state: State) -> Tensor:
+    """Compute the outputs where the samples stand, and remember the point if no gain was larger so far."""
+    outputs = problem.craft_outputs(place(batch.x, batch.eta, batch.constraint))
+    batch.keep(outputs)
+    state.forwards[batch.index] += 1
+    return outputs
 
 
 def _step(

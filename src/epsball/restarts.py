@@ -9,10 +9,11 @@ from torch import Tensor
 
 from epsball.batch import Batch, Parts, State, place
 from epsball.block_moves import Ends, move_blocks
+from epsball.boundary import border_of, follow_boundary
 from epsball.certification import certify
 from epsball.iteration import Start, attempt
 from epsball.local_models import Expansion, Linear
-from epsball.objectives import Margin, Objective, Ranked
+from epsball.objectives import Objective, Ranked
 from epsball.problem import Problem
 from epsball.result import AttackResult
 from epsball.sets.base import ConstraintSet
@@ -86,10 +87,13 @@ def _search(
         active = active[state.size[active] > constraint.unit]
         if len(active) == 0:
             return
+    left = active
     for _ in range(formulation.polish):
-        active = _polish(attack, problem, constraint, state, active)
-        if len(active) == 0:
-            return
+        left = _polish(attack, problem, constraint, state, left)
+        if len(left) == 0:
+            break
+    if attack.schedule.boundary_steps:
+        follow_boundary(problem, constraint, state, active, attack.schedule.boundary_steps)
 
 
 def _best(
@@ -168,8 +172,7 @@ def _polish(attack: Parts, problem: Problem, constraint: ConstraintSet, state: S
     if len(active) == 0:
         return active
     batch = Batch.of(problem, constraint, state, problem.streams, active)
-    objective: Objective = Margin("runner-up") if problem.classifies else batch.objective
-    expansion = _linearised(problem, objective, batch, state)
+    expansion = _linearised(problem, border_of(batch.objective), batch, state)
     value, gradient = expansion.around(batch.eta).value[:, 0], expansion.gradient[:, 0]
     best, size = batch.eta, state.size[active]
     gap = rounding_of(expansion) - value

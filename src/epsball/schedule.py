@@ -35,15 +35,18 @@ class Schedule:
     end. restarts: attempts with new random draws, the best kept. restart_steps: T of the attempts after the first,
     the same by default. keep: of an attempt's points the "last", or the "best", the one with the largest gain (one
     more forward pass; no dither): then the last step solves the problem over the whole set anew, from x instead of from
-    the current point, so that affine models are solved exactly. block_moves: after the attempts of a norm-constrained
-    attack in the ℓ∞ norm, so many random moves of blocks to the faces of the ball or, with restarts, to where another
-    of the last 20 attempts ended; one forward pass each, kept where the gain rises: where gradients are zero or lead
-    nowhere it goes on. restart_corners: of such an attack, attempts after the first begin at random corners of the
+    the current point, so that affine models are solved exactly; without restarts the usual last step is tried too, for
+    one further pass, where that is no success. block_moves: after the attempts of a norm-constrained attack in the ℓ∞
+    norm, so many random moves of blocks to the faces of the ball or, with restarts, to where another of the last 20
+    attempts ended; one forward pass each, kept where the gain rises: where gradients are zero or lead nowhere it goes
+    on. restart_corners: of such an attack, attempts after the first begin at random corners of the
     ball, the same one throughout a block of entries. restart_momentum: the share that each projected step of the
     attempts after the first takes of the movement before it instead of its own, 0.25 as in APGD.
     widening: (factor, share), with keep="best": the steps of the first attempt go over a ball that is `factor` times
     as large at first and falls geometrically to the set itself after this share of the steps; only points of the set
     itself count. At p = 1, where a small ball lets few entries move, this finds what steps inside it do not.
+    boundary_steps: after the attempts of a minimal-norm search in the ℓ1 norm, so many trust-region steps along the
+    decision boundary, one forward and one backward pass each.
     """
 
     steps: int = 1
@@ -61,6 +64,7 @@ class Schedule:
     restart_corners: bool = False
     restart_momentum: float = 0.0
     widening: tuple[float, float] | None = None
+    boundary_steps: int = 0
 
     def __post_init__(self) -> None:
         """Refuse schedules that cannot be run or that would leave the ball."""
@@ -70,6 +74,8 @@ class Schedule:
             check_count("restart_steps", self.restart_steps)
         if self.block_moves != 0:
             check_count("block_moves", self.block_moves)
+        if self.boundary_steps != 0:
+            check_count("boundary_steps", self.boundary_steps)
         if self.update not in ("accumulate", "project"):
             raise InputError(f'expected update as "accumulate" or "project", got {self.update!r}.')
         if self.stop not in ("success", "never", None):

@@ -19,12 +19,15 @@ _POLISHING = 2  # passes that the polish and the judging of a search take
 _EARLY = 35  # passes below which `nearest` does without a ranking
 _FIRST = 0.4  # share of the passes that the untargeted attempt takes
 _LEAST = 15  # steps of the others, below which longer ones gain more than further ones
+_FIRST_SPARSE, _LEAST_SPARSE = 0.5, 8  # the same of `nearest` at p = 1, whose attempts need not end on the boundary:
+_ALONG, _ALONG_MOST = 0.2, 40  # share of the passes that it takes along the boundary after them, and at most so many
 _LONGEST = 60  # steps of the untargeted attempt, and
 _SHORT = 20  # of the others, where many passes are divided into attempts from corners
 _ENOUGH = 10  # steps from which it pays at p = 1 to begin over a larger ball
 _MANY = 400  # passes from which further gradient steps gain less than random moves of blocks
 _STEP_BALL = (1.5, 0.7)  # over which `best` solves its steps at p = 1, whose own move too few entries too far, and
-_SMALLER = (4 / 3, 0.4)  # `nearest`
+_SMALLER = (4 / 3, 0.4)  # `nearest`, and `best` where it has
+_ONE_STEP = (1.5, 0.15)  # but one, which is tried beside the own one
 
 
 def _spend(
@@ -41,29 +44,37 @@ def _spend(
     Where there is but one attempt, `best` ranks nothing, and `nearest` where it pays. spared: passes that are left
     for something else.
     """
+    early = passes >= _EARLY + _POLISHING
+    fewest, boundary = 1, 0
+    if sparse and nearest and early:
+        share, least, fewest = _FIRST_SPARSE, _LEAST_SPARSE, 2
+        boundary = min(_ALONG_MOST, int(_ALONG * passes))
     if nearest:
-        passes = max(1, passes - _POLISHING)
+        # Steps along the boundary begin with a linearisation.
+        passes = max(1, passes - _POLISHING - (boundary + 1 if boundary else 0))
     first = int(share * passes)
     # Judging the result takes a pass, and of a norm-constrained attack each attempt too.
     judging = 0 if nearest else 1
-    left = passes - _RANKING - first - judging - 1 - spared
-    several = passes >= _EARLY
+    left = max(0, passes - _RANKING - first - judging - 1 - spared)
+    several = early if nearest else passes >= _EARLY
     others = left // max(least, int(1.6 * left**0.5)) if several else 0
-    if others:
+    if others >= fewest:
         steps, restarts, length = first, 1 + others, left // others - judging
     else:
-        ranking = _RANKING if nearest and passes >= _EARLY else 0
+        ranking = _RANKING if nearest and early else 0
         steps, restarts, length = max(1, passes - ranking - spared), 1, None
+    ball = _SMALLER if nearest else _STEP_BALL if steps > 1 else _ONE_STEP
     wide = (6.0, 0.8) if several else (3.0, 0.5) if steps >= _ENOUGH else None
     return Schedule(
         steps=steps,
         step_size="falling",
         widening=wide if sparse and not nearest else None,
-        step_ball=(_SMALLER if nearest else _STEP_BALL) if sparse else None,
+        step_ball=ball if sparse else None,
         update="project",
         restarts=restarts,
         restart_steps=length,
         keep="last" if nearest else "best",
+        boundary_steps=boundary,
     )
 
 

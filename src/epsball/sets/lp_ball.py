@@ -13,10 +13,10 @@ from epsball.errors import InputError
 from epsball.randomness import Generators, as_generators
 from epsball.sets._lattice import snap
 from epsball.sets._project import project_lp
-from epsball.sets._waterfill import fill_budget, fill_gap
+from epsball.sets._waterfill import fill_budget, fill_gap, greedy_fill
 from epsball.sets._weights import divided, weights_of
 from epsball.sets.base import ConstraintSet
-from epsball.tensors import between, expand, norm, order
+from epsball.tensors import between, dot, expand, norm, order
 from epsball.validation import check_p, check_weights
 
 __all__ = ["LpBall"]
@@ -99,6 +99,26 @@ class LpBall(ConstraintSet):
             return g.sign() * expand(needed, x) * direction.view_as(x) * scale
         delta = fill_gap(weight, self._scaled_cap(g, x), gap, self.p).view_as(x).mul_(g.sign())
         return delta if self.weights is None else delta.mul_(scale)
+
+    def nearby(self, g: Tensor, gap: Tensor, x: Tensor, eta: Tensor, radius: Tensor) -> Tensor:
+        """Solve min ‖η' / w‖₁ subject to ⟨g, η'⟩ ≥ gap inside the bounds and |η' - η| ≤ w · radius; (B, *S), p = 1.
+
+        radius: (B,). Exact. Where the trust region falls short, its largest ⟨g, η'⟩ with the least ‖η' / w‖₁.
+        """
+        weight, scale = self._scaled_gradient(g)
+        reach = expand(radius, x) * scale
+        down, up = self.room(x)
+        low, high = torch.maximum(eta - reach, down), torch.minimum(eta + reach, up)
+        # From the least |η'| on, every unit in the direction of the gradient costs the same.
+        least = between(torch.zeros_like(eta), low, high)
+        cap = torch.where(g > 0, high - least, least - low).clamp_min_(0.0)
+        cap = cap if self.weights is None else torch.where(scale > 0, cap / torch.where(scale > 0, scale, 1.0), 0.0)
+        more = greedy_fill(weight, cap.flatten(1), weight, gap - dot(g, least)).view_as(x)
+        return least + g.sign() * more * scale
+
+    def longest(self, eta: Tensor) -> Tensor:
+        """Compute max |η / w|, (B,)."""
+        return norm(eta if self.weights is None else divided(eta, self._w(eta)), math.inf)
 
     def least_size(self, g: Tensor, gap: Tensor) -> Tensor:
         """Compute gap / ‖w g‖_q, (B,): the size without bounds, which bounds can only enlarge; inf for a zero g."""
