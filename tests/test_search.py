@@ -405,11 +405,53 @@ def test_a_widened_search_leaves_the_ball_on_its_way_and_counts_only_what_is_ins
     assert max(float(seen.max()) for seen in model.seen) <= 1.0 + 1e-9
 
 
-def test_best_widens_its_first_attempt_at_p_1_alone():
-    plans = {p: eb.recipe("best", p=p, eps=1.0).schedule for p in (1.0, 2.0, math.inf)}
-    assert plans[1.0].widening is not None
-    assert plans[2.0].widening is plans[math.inf].widening is None
+def test_best_begins_with_a_search_where_it_makes_several_attempts():
+    found = {(p, n): eb.recipe("best", p=p, eps=1.0, passes=n) for p in (1.0, 2.0, math.inf) for n in (5, 20, 35, 100)}
+    widening = {key: attack.schedule.widening for key, attack in found.items()}
+    assert [widening[1.0, n] for n in (5, 20, 35, 100)] == [None, (3.0, 0.5), (6.0, 0.8), "found"]
+    assert [widening[2.0, n] for n in (5, 20, 35, 100)] == [None, None, None, "found"]
+    assert all(widening[math.inf, n] is None for n in (5, 20, 35, 100))
+    # A search follows where the scores meet, which the cross-entropy does not show.
+    for key, attack in found.items():
+        assert isinstance(attack.objective.first, eb.Margin) == (widening[key] == "found")
     assert eb.recipe("nearest", p=1.0).schedule.widening is None
+
+
+@pytest.mark.parametrize("p", [1.0, 2.0])
+@pytest.mark.parametrize("eps", [0.8, 1.2])
+def test_a_search_within_the_set_ends_at_its_first_success_there(p, eps):
+    model, x, y = affine()
+    schedule = eb.Schedule(steps=20, step_size="falling", update="project")
+    ball = eb.LpBall(p, eps, (0.0, 1.0))
+    whole, within = (
+        eb.Attack(ball, eb.Margin("runner-up"), formulation=eb.ShrinkingBall(within=w), schedule=schedule)(model, x, y)
+        for w in (False, True)
+    )
+    easy = whole.norm < 0.9 * eps
+    assert int(easy.sum()) >= 3
+    assert bool(within.success[easy].all())
+    assert bool((within.norm <= eps * (1 + 1e-9))[easy].all())
+    assert float(within.norm[easy].mean()) > 1.05 * float(whole.norm[easy].mean())
+    assert float(within.forwards[easy].double().mean()) < 0.5 * float(whole.forwards[easy].double().mean())
+
+
+@pytest.mark.parametrize("p", [1.0, 1.3, 2.0, 3.0])
+def test_whatever_the_search_finds_first_best_stays_in_the_set(p):
+    data, model = load("digits", split="test").head(40), networks.load("digits-fcnn")
+    eps = torch.linspace(0.05, 1.5, 40) * {1.0: 1.0, 1.3: 0.7, 2.0: 0.4, 3.0: 0.3}[p]
+    attack = eb.recipe("best", p=p, eps=eps, bounds=data.bounds, passes=60)
+    assert attack.schedule.widening == "found"
+    result = attack(model, data.x, data.target)
+    assert bool(attack.constraint.contains(result.perturbation, data.x).all())
+    assert 5 < int(result.success.sum()) < 40
+    one = attack.with_eps(eps[7:8])(model, data.x[7:8], data.target[7:8], sample_id=torch.tensor([7]))
+    torch.testing.assert_close(one.perturbation[0], result.perturbation[7], rtol=1e-4, atol=1e-5)
+
+
+def test_best_takes_what_only_the_bounds_limit():
+    model, x, y = affine()
+    result = eb.recipe("best", p=2.0, eps=math.inf, bounds=(0.0, 1.0))(model, x, y)
+    assert bool(result.success.all())
 
 
 def widened(**changes: object) -> eb.Schedule:
@@ -421,6 +463,12 @@ def test_a_widening_is_refused_where_it_would_leave_the_set():
         eb.Attack(eb.Groups("pixels", k=2, eps=0.1), schedule=widened())
     with pytest.raises(eb.InputError, match="leave widening out"):
         eb.Attack(eb.LpBall(2.0), eb.Margin("runner-up"), formulation=eb.ShrinkingBall(), schedule=widened())
+    with pytest.raises(eb.InputError, match='restarts and no average with widening="found"'):
+        widened(widening="found")
+    with pytest.raises(eb.InputError, match="expected widening as"):
+        widened(widening="lost")
+    with pytest.raises(eb.InputError, match="expected step_ball as"):
+        widened(restart_step_ball=1.5)
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0, math.inf])

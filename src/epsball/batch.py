@@ -19,7 +19,7 @@ from epsball.randomness import Generators
 from epsball.schedule import Schedule
 from epsball.sets import LpBall
 from epsball.sets.base import ConstraintSet
-from epsball.solvers import Formulation
+from epsball.solvers import Formulation, ShrinkingBall
 from epsball.tensors import expand
 
 __all__ = ["Batch", "Parts", "State", "place"]
@@ -103,6 +103,7 @@ class Batch:
     momentum: float = 0.0  # of projected steps
     before: Tensor | None = None  # η one step ago, where they have
     average: Expansion | None = None  # of the linearisations so far, as functions of the whole perturbation
+    step_ball: tuple[float, float] | None = None  # over which steps are solved
     goal: ConstraintSet | None = None  # the set itself, while the steps go over one as large or larger
 
     @classmethod
@@ -139,6 +140,7 @@ class Batch:
             self.momentum,
             None if self.before is None else self.before[index],
             None if self.average is None else self.average.take(index),
+            self.step_ball,
             None if self.goal is None else self.goal.take(index),
         )
 
@@ -191,7 +193,10 @@ class Batch:
         From zero, or from where the samples stand that have found nothing.
         """
         self.rate, self.leap = formulation.rate, 1.0 + min(1.0, formulation.haste / steps)
-        self.radius = Radius.of(self.eta, state.size[self.index], self.rate)
+        within = isinstance(formulation, ShrinkingBall) and formulation.within
+        self.goal = self.constraint if within else None
+        floor = self.constraint.eps_of(self.x) if within else None
+        self.radius = Radius.of(self.eta, state.size[self.index], self.rate, floor)
         self.eta = torch.where(expand(self.radius.found, self.eta), 0.0, self.eta)
 
     def start(self, *, boundary: bool) -> Tensor:
@@ -215,6 +220,8 @@ class Batch:
         value, gradient = expansion.value[:, 0], expansion.gradient[:, 0]
         radius.follow(self.constraint, self.x, eta, success, value, gradient, self.rate * share, self.leap)
         self.constraint = self.constraint.with_eps(radius.value)
+        if self.goal is not None:
+            return radius.found & self.goal.contains(radius.eta, self.x)
         return radius.size <= self.constraint.unit
 
     def leave(self, state: State, which: Tensor) -> None:
@@ -224,6 +231,9 @@ class Batch:
             best = self.radius.take(which.nonzero()[:, 0])
             eta = torch.where(expand(best.found, eta), best.eta, eta)
             state.size[index] = best.size
+            if self.goal is not None:
+                goal, x = self.goal.take(which.nonzero()[:, 0]), self.x[which]
+                eta = torch.where(expand(goal.contains(eta, x), eta), eta, goal.project(eta, x))
         state.eta[index] = eta
 
     def limited(self, attack: Parts, local: ConstraintSet, share: float) -> ConstraintSet:
@@ -235,15 +245,15 @@ class Batch:
         if attack.schedule.update == "accumulate" and self.radius is None:
             return local.step(share, self.eta)
         step = local.scaled(share)
-        if attack.schedule.step_ball is not None and isinstance(step, LpBall):
-            order, part = attack.schedule.step_ball
+        if self.step_ball is not None and isinstance(step, LpBall):
+            order, part = self.step_ball
             step = replace(step.scaled(part), p=order)
         return step
 
     def ascends(self, attack: Parts, expansion: Expansion, local: ConstraintSet) -> bool:
         """Tell whether a step, over the set `local` at the current point, is the set's own projected step."""
         plan = attack.schedule
-        plain = plan.update == "project" and plan.step_ball is None and not plan.average and not self.momentum
+        plain = plan.update == "project" and self.step_ball is None and not plan.average and not self.momentum
         return plain and attack.formulation.ascends and local is self.constraint and expansion.value.shape[1] == 1
 
     def learn(self, piece: Tensor, slope: Tensor) -> None:

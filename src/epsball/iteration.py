@@ -43,6 +43,7 @@ def attempt(
     streams = problem.streams.fork(restart)
     batch = Batch.of(problem, constraint, state, streams, everyone)
     batch.momentum = schedule.restart_momentum if restart else 0.0
+    batch.step_ball = schedule.ball(restart)
     if formulation.follows:
         batch.search(state, formulation, steps)
     state.broken[everyone], state.flat[everyone] = False, False  # of an earlier attempt

@@ -19,20 +19,26 @@ _LEAST = 0.001  # how far the radius moves at the last steps, as a share of itse
 
 @dataclass
 class Radius:
-    """The smallest success η (B, *S) with its size (B,), inf where there is none yet, and the radius (B,)."""
+    """The smallest success η (B, *S) with its size (B,), inf where there is none yet, and the radius (B,).
+
+    floor: what the radius does not fall below, (B,).
+    """
 
     eta: Tensor
     size: Tensor
     value: Tensor
+    floor: Tensor
 
     @classmethod
-    def of(cls, eta: Tensor, size: Tensor, rate: float) -> Radius:
+    def of(cls, eta: Tensor, size: Tensor, rate: float, floor: Tensor | None = None) -> Radius:
         """Start from what earlier attempts found."""
-        return cls(eta.clone(), size.clone(), size * (1.0 - 0.5 * rate))
+        return cls(
+            eta.clone(), size.clone(), size * (1.0 - 0.5 * rate), torch.zeros_like(size) if floor is None else floor
+        )
 
     def take(self, index: Tensor) -> Radius:
         """Keep some samples."""
-        return Radius(self.eta[index], self.size[index], self.value[index])
+        return Radius(self.eta[index], self.size[index], self.value[index], self.floor[index])
 
     @property
     def found(self) -> Tensor:
@@ -86,4 +92,4 @@ class Radius:
             moved[beyond] = moved[beyond].minimum(least.maximum(part.size(whole).to(value.dtype)))
         # Another point as large as the smallest success would be no gain.
         moved = moved.minimum(self.size * (1.0 - 0.5 * rate)).minimum(self.size - unit)
-        self.value = torch.where(self.found, moved, reach.maximum(known + unit)).clamp_min(unit)
+        self.value = torch.where(self.found, moved, reach.maximum(known + unit)).clamp_min(unit).maximum(self.floor)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -84,7 +86,12 @@ def _search(
     active = everyone
     for number in range(attack.schedule.restarts):
         _one(attack, problem, constraint, state, active, number, stops=False, shared=shared)
-        active = active[state.size[active] > constraint.unit]
+        done = state.size[active] <= constraint.unit
+        if isinstance(formulation, ShrinkingBall) and formulation.within:
+            done |= state.size[active].isfinite() & constraint.take(active).contains(
+                state.eta[active], problem.x[active]
+            )
+        active = active[~done]
         if len(active) == 0:
             return
     left = active
@@ -117,7 +124,10 @@ def _best(
     active = everyone
     for restart in range(attack.schedule.restarts):
         state.eta[active] = 0.0
-        _one(attack, problem, constraint, state, active, restart, stops=stops, shared=shared)
+        if restart == 0 and attack.schedule.widening == "found":
+            _one(_finding(attack), problem, constraint, state, active, restart, stops=False, shared=shared)
+        else:
+            _one(attack, problem, constraint, state, active, restart, stops=stops, shared=shared)
         placed = place(problem.x[active], state.eta[active], constraint)
         outputs, objective = problem.outputs(placed), problem.objective.take(active)
         state.forwards[active] += 1
@@ -146,6 +156,12 @@ def _best(
     if attack.schedule.block_moves and len(active):
         others = ends.of(active, best_attempt)
         move_blocks(problem, constraint, state, active, attack.schedule.block_moves, others, stops=stops)
+
+
+def _finding(attack: Parts) -> Parts:
+    """Return the first attempt as a search with a shrinking ball that ends at a success within the set."""
+    plan = replace(attack.schedule, keep="last", widening=None, restarts=1)
+    return cast(Parts, replace(cast(Any, attack), formulation=ShrinkingBall(within=True), schedule=plan))
 
 
 def _flags(state: State) -> Tensor:

@@ -45,6 +45,9 @@ class Schedule:
     widening: (factor, share), with keep="best": the steps of the first attempt go over a ball that is `factor` times
     as large at first and falls geometrically to the set itself after this share of the steps; only points of the set
     itself count. At p = 1, where a small ball lets few entries move, this finds what steps inside it do not.
+    "found", with restarts: the first attempt is a search with a shrinking ball that ends at the set, so how large the
+    ball is follows from what is found, not from the step; restart_step_ball: step_ball of the attempts after the first,
+    the same by default.
     boundary_steps: after the attempts of a minimal-norm search in the ℓ1 norm, so many trust-region steps along the
     decision boundary, one forward and one backward pass each.
     """
@@ -63,7 +66,8 @@ class Schedule:
     block_moves: int = 0
     restart_corners: bool = False
     restart_momentum: float = 0.0
-    widening: tuple[float, float] | None = None
+    widening: tuple[float, float] | Literal["found"] | None = None
+    restart_step_ball: tuple[float, float] | None = None
     boundary_steps: int = 0
 
     def __post_init__(self) -> None:
@@ -89,8 +93,9 @@ class Schedule:
                 'expected update="project" without average=True for restart_corners: a corner spends the budget that '
                 "accumulated steps need; leave it out."
             )
-        if self.step_ball is not None:
-            self._check_step_ball(self.step_ball)
+        for ball in (self.step_ball, self.restart_step_ball):
+            if ball is not None:
+                self._check_step_ball(ball)
         if self.widening is not None:
             self._check_widening(self.widening)
         momentum = self.restart_momentum
@@ -117,8 +122,12 @@ class Schedule:
             )
 
     def _check_widening(self, given: object) -> None:
+        if given == "found":
+            if self.keep != "best" or self.average or self.restarts == 1:
+                raise InputError('expected keep="best", restarts and no average with widening="found"; leave it out.')
+            return
         if not isinstance(given, tuple) or len(given) != 2 or not all(isinstance(v, Real) for v in given):
-            raise InputError(f"expected widening as (factor, share), such as (6.0, 0.8), got {given!r}.")
+            raise InputError(f"expected widening as (factor, share), such as (6.0, 0.8), or 'found', got {given!r}.")
         if not 1.0 <= given[0] < math.inf or not 0.0 < given[1] <= 1.0:
             raise InputError(f"expected widening with a factor >= 1 and a share in (0, 1], got {given!r}.")
         if self.keep != "best" or self.average:
@@ -142,6 +151,10 @@ class Schedule:
         """Return the number of steps of an attempt."""
         return self.steps if attempt == 0 or self.restart_steps is None else self.restart_steps
 
+    def ball(self, attempt: int) -> tuple[float, float] | None:
+        """Return the ball over which an attempt's projected steps are solved, None: the set's own."""
+        return self.step_ball if attempt == 0 or self.restart_step_ball is None else self.restart_step_ball
+
     def shares(self, steps: int | None = None) -> tuple[float, ...]:
         """Return the share of ε of each step of an attempt of so many steps, by default the first."""
         count = self.steps if steps is None else steps
@@ -154,7 +167,7 @@ class Schedule:
 
     def factors(self, steps: int, attempt: int = 0) -> tuple[float, ...]:
         """Return how many times as large as the set the ball of each step of an attempt of so many steps is."""
-        if attempt or self.widening is None:
+        if attempt or not isinstance(self.widening, tuple):
             return (1.0,) * steps
         factor, share = self.widening
         # Whatever the share, the last step ends in the set itself.

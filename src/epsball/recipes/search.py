@@ -26,8 +26,8 @@ _SHORT = 20  # of the others, where many passes are divided into attempts from c
 _ENOUGH = 10  # steps from which it pays at p = 1 to begin over a larger ball
 _MANY = 400  # passes from which further gradient steps gain less than random moves of blocks
 _STEP_BALL = (1.5, 0.7)  # over which `best` solves its steps at p = 1, whose own move too few entries too far, and
-_SMALLER = (4 / 3, 0.4)  # `nearest`, and `best` where it has
-_ONE_STEP = (1.5, 0.15)  # but one, which is tried beside the own one
+_SMALLER = (4 / 3, 0.4)  # those of `nearest` and of its own first attempt of several;
+_ONE_STEP = (1.5, 0.15)  # of one step, tried beside the exact one
 
 
 def _spend(
@@ -38,11 +38,12 @@ def _spend(
     share: float = _FIRST,
     least: int = _LEAST,
     spared: int = 0,
+    finds: bool = False,
 ) -> Schedule:
     """Divide the passes into attempts with falling steps: one untargeted, then one a class.
 
     Where there is but one attempt, `best` ranks nothing, and `nearest` where it pays. spared: passes that are left
-    for something else.
+    for something else. finds: the first of several attempts of `best` is a search with a shrinking ball.
     """
     early = passes >= _EARLY + _POLISHING
     fewest, boundary = 1, 0
@@ -63,13 +64,15 @@ def _spend(
     else:
         ranking = _RANKING if nearest and early else 0
         steps, restarts, length = max(1, passes - ranking - spared), 1, None
-    ball = _SMALLER if nearest else _STEP_BALL if steps > 1 else _ONE_STEP
+    finds = finds and restarts > 1
+    ball = _SMALLER if nearest or finds else _STEP_BALL if steps > 1 else _ONE_STEP
     wide = (6.0, 0.8) if several else (3.0, 0.5) if steps >= _ENOUGH else None
     return Schedule(
         steps=steps,
         step_size="falling",
-        widening=wide if sparse and not nearest else None,
+        widening="found" if finds else wide if sparse and not nearest else None,
         step_ball=ball if sparse else None,
+        restart_step_ball=_STEP_BALL if finds and sparse else None,
         update="project",
         restarts=restarts,
         restart_steps=length,
@@ -97,8 +100,13 @@ def _spend_in_a_box(passes: int) -> Schedule:
 
 
 def _first(options: dict[str, Any]) -> Objective:
-    """Return what the untargeted attempt follows: of a single step the margin, which that step is to bring down."""
-    return Margin("runner-up") if options.get("passes") == 1 else CrossEntropy()
+    """Return what the untargeted attempt follows.
+
+    Of a single step the margin, which that step is to bring down, and of a search with a shrinking ball too.
+    """
+    passes = options.get("passes", 100)
+    finds = options.get("p", math.inf) < math.inf and _spend(passes, finds=True).widening == "found"
+    return Margin("runner-up") if passes == 1 or finds else CrossEntropy()
 
 
 def _classes(options: dict[str, Any]) -> int:
@@ -119,14 +127,14 @@ def _spend_on_groups(passes: int) -> Schedule:
 SEARCH = (
     Recipe(
         "best",
-        "the strongest within a budget: cross-entropy (the margin if passes=1), then class after class as the linear "
-        "model ranks them; for p = inf and 400 passes or more in short attempts from corners, with random moves of "
-        "blocks at the end",
+        "the strongest within a budget: a search with a ball that shrinks to it (of one attempt, and for p = inf, "
+        "cross-entropy; the margin if passes=1), then class after class as the linear model ranks them; for p = inf "
+        "and 400 passes or more in short attempts from corners, with random moves of blocks at the end",
         "this library",
         lambda o: Ranked(_first(o), _classes(o)),
-        _spend,
+        partial(_spend, finds=True),
         steps=100,
-        sparse=partial(_spend, sparse=True),
+        sparse=partial(_spend, sparse=True, finds=True),
         boxed=_spend_in_a_box,
         options=("passes", "classes"),
     ),

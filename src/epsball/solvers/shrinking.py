@@ -32,7 +32,7 @@ class ShrinkingBall(NormConstrained):
     1 + min(1, haste / T) times as fast, since a short attempt would not get away from a first success that is too
     large. After the steps the smallest success is polished: `polish` times problem (8), linearised there and solved for
     the whole perturbation inside the bounds, is tried, at its solution and half way to it. On affine models this is
-    exact.
+    exact. within: the search ends at a success of size ε at most, and the radius does not fall below ε.
 
     Every local problem is solved exactly; the search is local, so what it finds is an upper bound of the distance.
     Sources: the radius as in Rony et al. (2019) and Pintor et al. (2021); problems (5) and (8) of the paper.
@@ -41,6 +41,7 @@ class ShrinkingBall(NormConstrained):
     rate: float = 0.3
     haste: int = 15
     polish: int = 1
+    within: bool = False
     budgeted = False
     follows = True
 
