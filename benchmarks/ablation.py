@@ -46,35 +46,44 @@ def variants_of_best(p: float, eps: float, passes: int) -> dict[str, eb.Attack]:
     last = 2.5 / plan.steps  # the constant step of projected gradient attacks
     left = passes - plan.block_moves // 2
     every = replace(plan, step_size=last, restart_steps=plan.steps, restarts=max(1, left // plan.steps))
-    random = replace(plan, random_start=True, restart_corners=False, restart_momentum=0.0)
+    searches = plan.widening == "found"
+    inside = replace(plan, widening=None, step_ball=plan.restart_step_ball) if searches else plan
+    random = replace(inside, random_start=True, restart_corners=False, restart_momentum=0.0)
+    parts = of_search(whole, inside) if searches else of_none(whole)
     return {
         "whole": whole,
         **(of_many_passes(whole, passes) if plan.block_moves else {}),
         **own_steps(whole),
-        **({"begun inside the ball": replace(whole, schedule=replace(plan, widening=None))} if plan.widening else {}),
+        **parts,
         "one attempt, no classes ranked": replace(
-            steps, schedule=replace(steps.schedule, steps=passes - 1, restarts=1)
+            steps, objective=ranked(9), schedule=replace(steps.schedule, steps=passes - 1, restarts=1)
         ),
         "random restarts, no classes ranked": replace(whole, objective=eb.CrossEntropy(), schedule=random),
-        "first attempt on the margin": replace(
-            whole, objective=Ranked(eb.Margin("runner-up"), whole.objective.classes)
-        ),
         "constant steps 2.5 eps / T": replace(whole, schedule=every),
-        # A ball that is larger at first needs the best point.
-        **(
-            {}
-            if plan.widening
-            else {"last point instead of the best": replace(whole, schedule=replace(plan, keep="last"))}
-        ),
         "pgd, cross-entropy": eb.recipe("pgd", p=p, eps=eps, bounds=(0.0, 1.0), steps=passes),
+    }
+
+
+def of_search(whole: eb.Attack, inside: eb.Schedule) -> dict[str, eb.Attack]:
+    falling = replace(inside, widening=(6.0, 0.8))
+    return {
+        "no search first": replace(whole, objective=ranked(9), schedule=inside),
+        "a ball that falls by itself first": replace(whole, objective=ranked(9), schedule=falling),
+    }
+
+
+def of_none(whole: eb.Attack) -> dict[str, eb.Attack]:
+    margin = Ranked(eb.Margin("runner-up"), whole.objective.classes)
+    return {
+        "first attempt on the margin": replace(whole, objective=margin),
+        "last point instead of the best": replace(whole, schedule=replace(whole.schedule, keep="last")),
     }
 
 
 def own_steps(whole: eb.Attack) -> dict[str, eb.Attack]:
     plan = whole.schedule
-    return (
-        {"steps over the ball itself": replace(whole, schedule=replace(plan, step_ball=None))} if plan.step_ball else {}
-    )
+    own = replace(plan, step_ball=None, restart_step_ball=None)
+    return {"steps over the ball itself": replace(whole, schedule=own)} if plan.step_ball else {}
 
 
 def of_many_passes(whole: eb.Attack, passes: int) -> dict[str, eb.Attack]:
