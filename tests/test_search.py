@@ -417,24 +417,6 @@ def test_best_begins_with_a_search_where_it_makes_several_attempts():
     assert eb.recipe("nearest", p=1.0).schedule.widening is None
 
 
-@pytest.mark.parametrize("p", [1.0, 2.0])
-@pytest.mark.parametrize("eps", [0.8, 1.2])
-def test_a_search_within_the_set_ends_at_its_first_success_there(p, eps):
-    model, x, y = affine()
-    schedule = eb.Schedule(steps=20, step_size="falling", update="project")
-    ball = eb.LpBall(p, eps, (0.0, 1.0))
-    whole, within = (
-        eb.Attack(ball, eb.Margin("runner-up"), formulation=eb.ShrinkingBall(within=w), schedule=schedule)(model, x, y)
-        for w in (False, True)
-    )
-    easy = whole.norm < 0.9 * eps
-    assert int(easy.sum()) >= 3
-    assert bool(within.success[easy].all())
-    assert bool((within.norm <= eps * (1 + 1e-9))[easy].all())
-    assert float(within.norm[easy].mean()) > 1.05 * float(whole.norm[easy].mean())
-    assert float(within.forwards[easy].double().mean()) < 0.5 * float(whole.forwards[easy].double().mean())
-
-
 @pytest.mark.parametrize("p", [1.0, 1.3, 2.0, 3.0])
 def test_whatever_the_search_finds_first_best_stays_in_the_set(p):
     data, model = load("digits", split="test").head(40), networks.load("digits-fcnn")
@@ -446,6 +428,58 @@ def test_whatever_the_search_finds_first_best_stays_in_the_set(p):
     assert 5 < int(result.success.sum()) < 40
     one = attack.with_eps(eps[7:8])(model, data.x[7:8], data.target[7:8], sample_id=torch.tensor([7]))
     torch.testing.assert_close(one.perturbation[0], result.perturbation[7], rtol=1e-4, atol=1e-5)
+
+
+class Walled(nn.Module):
+    """Finite and sloping within 0.2 of zero, and beyond it NaN or flat."""
+
+    def __init__(self, beyond: float) -> None:
+        super().__init__()
+        self.beyond = beyond
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores (B, 2)."""
+        far = x.norm(dim=1) > 0.2
+        margin = torch.where(far, self.beyond + 0.0 * x.detach().sum(1), x.sum(1) - 1.0)
+        return torch.stack([torch.zeros_like(margin), margin], 1)
+
+
+@pytest.mark.parametrize("p", [1.0, 1.5, 2.0])
+@pytest.mark.parametrize("beyond", [math.nan, -0.5])
+def test_what_a_search_meets_beyond_the_set_is_no_status(p, beyond):
+    result = eb.recipe("best", p=p, eps=0.1)(Walled(beyond), torch.zeros(1, 4), torch.zeros(1, dtype=torch.int64))
+    assert result.status == (eb.Status.STANDS,)
+
+
+@pytest.mark.parametrize("kind", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["best", "nearest"])
+@pytest.mark.parametrize("p", [1.0, 2.0])
+def test_outputs_may_have_another_type_than_inputs(kind, name, p):
+    data, model = load("digits", split="test").head(12), networks.load("digits-fcnn")
+    eps = {"eps": 0.5} if name == "best" else {}
+    attack = eb.recipe(name, p=p, bounds=data.bounds, passes=40, **eps)
+    result = attack(lambda x: model(x).to(kind), data.x, data.target)
+    assert result.perturbed.dtype == data.x.dtype
+    assert int(result.success.sum()) >= 0.8 * int(attack(model, data.x, data.target).success.sum())
+
+
+def test_a_grid_of_budgets_shares_the_first_linearisation():
+    data, model = load("digits", split="test").head(6), Recorded(networks.load("digits-fcnn"))
+    attack = eb.recipe("best", p=2.0, eps=1e-4, bounds=data.bounds, passes=40)
+    calls = []
+    for number in (1, 2, 3):
+        model.backwards = 0
+        attack.over(model, data.x, data.target, eps=[1e-4] * number)
+        calls.append(model.backwards)
+    assert calls[2] - calls[1] == calls[1] - calls[0] == calls[0] - len(data.x)
+
+
+def test_all_steps_are_taken_where_nothing_stops_them():
+    data, model = load("digits", split="test").head(6), networks.load("digits-fcnn")
+    attack = eb.recipe("best", p=2.0, eps=1.0, bounds=data.bounds, passes=40)
+    result = replace(attack, schedule=replace(attack.schedule, stop="never"))(model, data.x, data.target)
+    assert bool(result.success.any())
+    assert len(set(result.forwards.tolist())) == 1
 
 
 def test_best_takes_what_only_the_bounds_limit():
@@ -465,10 +499,21 @@ def test_a_widening_is_refused_where_it_would_leave_the_set():
         eb.Attack(eb.LpBall(2.0), eb.Margin("runner-up"), formulation=eb.ShrinkingBall(), schedule=widened())
     with pytest.raises(eb.InputError, match='restarts and no average with widening="found"'):
         widened(widening="found")
+    found = widened(widening="found", restarts=2)
+    for objective in (eb.Margin(), eb.Ranked(), eb.Ranked(eb.Margin())):
+        with pytest.raises(eb.InputError, match='or block_moves with widening="found"'):
+            eb.Attack(eb.LpBall(2.0), objective, schedule=found)
+    with pytest.raises(eb.InputError, match='or block_moves with widening="found"'):
+        eb.Attack(eb.LpBall(2.0), eb.Ranked(eb.Margin("runner-up")), schedule=replace(found, random_start=True))
+    with pytest.raises(eb.InputError, match="of the attempts after the first, got restarts=1"):
+        eb.Schedule(update="project", restart_step_ball=(1.5, 0.7))
+    plan = eb.Schedule(update="project", restarts=2, restart_step_ball=(1.5, 0.7))
+    with pytest.raises(eb.InputError, match="with restart_step_ball, got a Groups"):
+        eb.Attack(eb.Groups("pixels", k=2, eps=0.1), eb.Ranked(), schedule=plan)
     with pytest.raises(eb.InputError, match="expected widening as"):
         widened(widening="lost")
     with pytest.raises(eb.InputError, match="expected step_ball as"):
-        widened(restart_step_ball=1.5)
+        widened(restarts=2, restart_step_ball=1.5)
 
 
 @pytest.mark.parametrize("p", [1.0, 2.0, math.inf])

@@ -87,7 +87,9 @@ class Attack:
             self._check_faces()
         if self.schedule.boundary_steps:
             self._check_boundary()
-        for option in ("step_ball", "widening"):
+        if self.schedule.widening == "found":
+            self._check_found()
+        for option in ("step_ball", "restart_step_ball", "widening"):
             if getattr(self.schedule, option) is not None and not isinstance(self.constraint, LpBall):
                 raise InputError(
                     f"expected an eb.LpBall with {option}, got a {type(self.constraint).__name__}; leave {option} out."
@@ -113,6 +115,17 @@ class Attack:
             raise InputError("a search with a shrinking ball chooses its radius itself; leave widening out.")
         if isinstance(self.formulation, ShrinkingBall):
             self.formulation.check(self.constraint, average=schedule.average)
+
+    def _check_found(self) -> None:
+        """Refuse a first attempt as a search where it could not follow what it finds."""
+        schedule, first = self.schedule, getattr(self.objective, "first", None)
+        plain = not (schedule.random_start or schedule.restart_corners or any(schedule.dithers(True)))
+        follows = isinstance(first, Margin) and first.classes == "runner-up"
+        if type(self.formulation) is not NormConstrained or not plain or not follows or schedule.block_moves:
+            raise InputError(
+                'expected eb.NormConstrained(), eb.Ranked(first=eb.Margin("runner-up")) and no random starts, dither '
+                f'or block_moves with widening="found", got {type(self.formulation).__name__} and {self.objective!r}.'
+            )
 
     def _check_boundary(self) -> None:
         """Refuse steps along the boundary where there is no search in the ℓ1 norm."""

@@ -217,7 +217,7 @@ class Batch:
         success = self.objective.success(expansion.outputs, self.target)
         # On a lattice, what was judged is not the point that the steps go on from.
         eta = self.eta if self.constraint.lattice is None else point - self.x
-        value, gradient = expansion.value[:, 0], expansion.gradient[:, 0]
+        value, gradient = expansion.value[:, 0].to(self.x.dtype), expansion.gradient[:, 0]
         radius.follow(self.constraint, self.x, eta, success, value, gradient, self.rate * share, self.leap)
         self.constraint = self.constraint.with_eps(radius.value)
         if self.goal is not None:

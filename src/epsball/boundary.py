@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import cast
 
 import torch
@@ -49,9 +49,9 @@ def follow_boundary(problem: Problem, constraint: ConstraintSet, state: State, a
 
     Each step solves problem (8) for the whole perturbation, linearised where the sample stands, inside the bounds and
     no entry further than a trust radius from where it is: exact, a linear program. It is taken if ‖η / w‖₁ and what is
-    missing of the gain, weighed as an exact penalty, fall by a tenth of what the linear model promises; then the radius
-    grows, else it shrinks. Where a step is refused, the gradients of both its ends are averaged: at a kink of the
-    boundary neither alone leads down, some mixture does. One forward and one backward pass a step.
+    missing of the gain, weighed as an exact penalty, fall by a tenth of what a gain of zero there would promise; then
+    the radius grows, else it shrinks. Where a step is refused, the gradients of both its ends are averaged: at a kink
+    of the boundary neither alone leads down, some mixture does. One forward and one backward pass a step.
 
     Sources: problem (8) of the paper; the trust region of Fletcher (1987, section 14.5) for composite functions.
     """
@@ -97,7 +97,7 @@ def _expand(problem: Problem, objective: Objective, batch: Batch, state: State, 
     point = place(batch.x, eta, batch.constraint)
     found = cast(Expansion, problem.expand(Linear(), objective, point, batch.target))
     state.count(batch.index, found.spent())
-    return found
+    return replace(found, value=found.value.to(eta.dtype))
 
 
 def _offer(batch: Batch, state: State, found: Expansion, eta: Tensor) -> None:

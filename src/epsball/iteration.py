@@ -52,7 +52,7 @@ def attempt(
     elif start == "random" or not formulation.uses_model:
         batch.eta = batch.start(boundary=not formulation.uses_model)
     usual: Tensor | None = None
-    at_x = start == "x" and not formulation.follows
+    at_x = start == "x" and (batch.radius is None or batch.goal is not None)
     for step in range(steps if formulation.uses_model else 0):
         batch.widen(factors[step])
         point = offset = place(batch.x, batch.eta, batch.constraint)
@@ -81,8 +81,10 @@ def attempt(
         state.count(batch.index, expansion.spent())
         broken = ~finite
         if bool((done | broken | flat).any()) or any(dithers):
-            state.broken[batch.index] = broken & ~done
-            state.flat[batch.index] = flat & ~done
+            outside = batch.outside()
+            counts = ~done if outside is None else ~(done | outside)  # what is beyond the set says nothing of it
+            state.broken[batch.index] = broken & counts
+            state.flat[batch.index] = flat & counts
             # Without dither to come, a zero gradient stays where it is.
             done = done | broken | (flat if not any(dithers[step + 1 :]) else torch.zeros_like(flat))
         if bool(done.any()):
@@ -97,7 +99,7 @@ def attempt(
         if dithered:
             expansion = expansion.around(point - offset)
         solve = partial(_step, attack, problem, batch, state, expansion, offset, step, shares[step])
-        if step == steps - 1 and schedule.keep == "best" and schedule.restarts == 1:
+        if step == steps - 1 and schedule.keep == "best" and schedule.restarts == 1 and batch.radius is None:
             usual = solve(last=False)[0] if isinstance(expansion, Expansion) else None
         updated, feasible = solve(last=step == steps - 1)
         del solve

@@ -19,7 +19,7 @@ from epsball.objectives import Objective, Ranked
 from epsball.problem import Problem
 from epsball.result import AttackResult
 from epsball.sets.base import ConstraintSet
-from epsball.solvers.shrinking import ShrinkingBall, rounding_of
+from epsball.solvers.shrinking import ShrinkingBall, ShrinkingToSet, rounding_of
 from epsball.tensors import expand
 
 __all__ = ["run"]
@@ -86,12 +86,7 @@ def _search(
     active = everyone
     for number in range(attack.schedule.restarts):
         _one(attack, problem, constraint, state, active, number, stops=False, shared=shared)
-        done = state.size[active] <= constraint.unit
-        if isinstance(formulation, ShrinkingBall) and formulation.within:
-            done |= state.size[active].isfinite() & constraint.take(active).contains(
-                state.eta[active], problem.x[active]
-            )
-        active = active[~done]
+        active = active[state.size[active] > constraint.unit]
         if len(active) == 0:
             return
     left = active
@@ -124,7 +119,7 @@ def _best(
     active = everyone
     for restart in range(attack.schedule.restarts):
         state.eta[active] = 0.0
-        if restart == 0 and attack.schedule.widening == "found":
+        if restart == 0 and stops and attack.schedule.widening == "found":
             _one(_finding(attack), problem, constraint, state, active, restart, stops=False, shared=shared)
         else:
             _one(attack, problem, constraint, state, active, restart, stops=stops, shared=shared)
@@ -160,8 +155,8 @@ def _best(
 
 def _finding(attack: Parts) -> Parts:
     """Return the first attempt as a search with a shrinking ball that ends at a success within the set."""
-    plan = replace(attack.schedule, keep="last", widening=None, restarts=1)
-    return cast(Parts, replace(cast(Any, attack), formulation=ShrinkingBall(within=True), schedule=plan))
+    plan = replace(attack.schedule, keep="last", widening=None, restarts=1, restart_step_ball=None)
+    return cast(Parts, replace(cast(Any, attack), formulation=ShrinkingToSet(), schedule=plan))
 
 
 def _flags(state: State) -> Tensor:

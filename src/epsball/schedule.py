@@ -36,8 +36,8 @@ class Schedule:
     the same by default. keep: of an attempt's points the "last", or the "best", the one with the largest gain (one
     more forward pass; no dither): then the last step solves the problem over the whole set anew, from x instead of from
     the current point, so that affine models are solved exactly; without restarts the usual last step is tried too, for
-    one further pass, where that is no success. block_moves: after the attempts of a norm-constrained attack in the ℓ∞
-    norm, so many random moves of blocks to the faces of the ball or, with restarts, to where another of the last 20
+    one further pass, unless that success stops it. block_moves: after the attempts of a norm-constrained attack in the
+    ℓ∞ norm, so many random moves of blocks to the faces of the ball or, with restarts, to where another of the last 20
     attempts ended; one forward pass each, kept where the gain rises: where gradients are zero or lead nowhere it goes
     on. restart_corners: of such an attack, attempts after the first begin at random corners of the
     ball, the same one throughout a block of entries. restart_momentum: the share that each projected step of the
@@ -46,7 +46,8 @@ class Schedule:
     as large at first and falls geometrically to the set itself after this share of the steps; only points of the set
     itself count. At p = 1, where a small ball lets few entries move, this finds what steps inside it do not.
     "found", with restarts: the first attempt is a search with a shrinking ball that ends at the set, so how large the
-    ball is follows from what is found, not from the step; restart_step_ball: step_ball of the attempts after the first,
+    ball is follows from what is found, not from the step; for eb.Ranked(first=eb.Margin("runner-up")), and not where
+    stop="never". restart_step_ball: step_ball of the attempts after the first,
     the same by default.
     boundary_steps: after the attempts of a minimal-norm search in the ℓ1 norm, so many trust-region steps along the
     decision boundary, one forward and one backward pass each.
@@ -93,6 +94,8 @@ class Schedule:
                 'expected update="project" without average=True for restart_corners: a corner spends the budget that '
                 "accumulated steps need; leave it out."
             )
+        if self.restart_step_ball is not None and self.restarts == 1:
+            raise InputError("restart_step_ball is of the attempts after the first, got restarts=1; leave it out.")
         for ball in (self.step_ball, self.restart_step_ball):
             if ball is not None:
                 self._check_step_ball(ball)

@@ -127,9 +127,10 @@ def _spend_on_groups(passes: int) -> Schedule:
 SEARCH = (
     Recipe(
         "best",
-        "the strongest within a budget: a search with a ball that shrinks to it (of one attempt, and for p = inf, "
-        "cross-entropy; the margin if passes=1), then class after class as the linear model ranks them; for p = inf "
-        "and 400 passes or more in short attempts from corners, with random moves of blocks at the end",
+        "the strongest within eps for so many passes: first in a ball that shrinks to eps as successes are found (for "
+        "p = inf, and where the passes allow one attempt alone, within eps), then class after class as the linear "
+        "model ranks them; for p = inf and 400 passes or more in short attempts from corners, with random moves of "
+        "blocks at the end",
         "this library",
         lambda o: Ranked(_first(o), _classes(o)),
         partial(_spend, finds=True),
@@ -140,7 +141,7 @@ SEARCH = (
     ),
     Recipe(
         "nearest",
-        "the smallest perturbation: the same search in a ball that shrinks to what has been found",
+        "the smallest perturbation: attempts class after class in a ball that shrinks to what has been found",
         "this library",
         lambda o: Ranked(Margin("runner-up"), o.get("classes", 9), early=o.get("passes", 100) >= _EARLY + _POLISHING),
         partial(_spend, nearest=True),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from epsball.sets.base import ConstraintSet
 from epsball.solvers.norm_constrained import NormConstrained
 from epsball.tensors import dot, expand
 
-__all__ = ["OVERSHOOT", "ShrinkingBall", "rounding_of"]
+__all__ = ["OVERSHOOT", "ShrinkingBall", "ShrinkingToSet", "rounding_of"]
 
 
 OVERSHOOT = 0.02  # what a boundary is asked to be crossed by, as a share of the gap: DeepFool's
@@ -32,7 +33,7 @@ class ShrinkingBall(NormConstrained):
     1 + min(1, haste / T) times as fast, since a short attempt would not get away from a first success that is too
     large. After the steps the smallest success is polished: `polish` times problem (8), linearised there and solved for
     the whole perturbation inside the bounds, is tried, at its solution and half way to it. On affine models this is
-    exact. within: the search ends at a success of size ε at most, and the radius does not fall below ε.
+    exact.
 
     Every local problem is solved exactly; the search is local, so what it finds is an upper bound of the distance.
     Sources: the radius as in Rony et al. (2019) and Pintor et al. (2021); problems (5) and (8) of the paper.
@@ -41,7 +42,7 @@ class ShrinkingBall(NormConstrained):
     rate: float = 0.3
     haste: int = 15
     polish: int = 1
-    within: bool = False
+    within: ClassVar[bool] = False  # whether a success within the set ends the search, whose radius is ε at least
     budgeted = False
     follows = True
 
@@ -82,6 +83,13 @@ class ShrinkingBall(NormConstrained):
         for share in (1.0, 0.5):
             # Convex sets: on the way from one to the other no size is above the larger.
             yield eta + share * (whole - eta)
+
+
+@dataclass(frozen=True)
+class ShrinkingToSet(ShrinkingBall):
+    """The first attempt of a norm-constrained attack as a search: it ends at a success within the set itself."""
+
+    within = True
 
 
 def rounding_of(expansion: Expansion) -> Tensor:
