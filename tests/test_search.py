@@ -463,6 +463,60 @@ def test_outputs_may_have_another_type_than_inputs(kind, name, p):
     assert int(result.success.sum()) >= 0.8 * int(attack(model, data.x, data.target).success.sum())
 
 
+@pytest.mark.parametrize("p", [1.0, 2.0])
+def test_a_search_leaves_at_its_first_success_within_the_set(p):
+    model, x, y = affine()
+    attack = eb.recipe("best", p=p, eps=3.0, bounds=(0.0, 1.0), passes=60)
+    least = eb.recipe("nearest", p=p, bounds=(0.0, 1.0))(model, x, y).norm
+    result = attack(model, x, y)
+    near = least < 1.0
+    assert int(near.sum()) >= 5
+    assert bool(result.success[near].all())
+    assert int(result.forwards[near].max()) <= 8 < attack.schedule.steps
+
+
+def test_the_radius_of_a_search_does_not_fall_below_its_floor():
+    ball, x = eb.LpBall(2.0), torch.zeros(2, 3, dtype=torch.float64)
+    floor = torch.tensor([0.7, 0.0], dtype=torch.float64)
+    gradient, value = torch.ones_like(x), torch.full((2,), 2.0, dtype=torch.float64)
+    radius = Radius.of(x, torch.full((2,), math.inf, dtype=torch.float64), 0.3, floor)
+    for size in (1.0, 0.8, 0.72):
+        radius.follow(ball, x, size * gradient / 3**0.5, torch.ones(2, dtype=torch.bool), value, gradient, 0.3)
+    assert float(radius.value[0]) == 0.7
+    assert float(radius.value[1]) < 0.6
+    assert float(radius.take(torch.tensor([1])).floor) == 0.0
+
+
+def test_the_first_attempt_of_best_never_searches_below_eps(monkeypatch):
+    data, model = load("digits", split="test").head(12), networks.load("digits-fcnn")
+    seen, follow = [], Radius.follow
+
+    def spy(radius, *given, **named):
+        follow(radius, *given, **named)
+        seen.append(float(radius.value.min()))
+
+    monkeypatch.setattr(Radius, "follow", spy)
+    eb.recipe("best", p=2.0, eps=0.5, bounds=data.bounds, passes=60)(model, data.x, data.target)
+    assert len(seen) > 3
+    assert min(seen) == 0.5
+    assert max(seen) > 0.5
+
+
+def test_attempts_after_the_first_have_a_ball_of_their_own():
+    model = Concave(1.0 + torch.rand(30, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
+    x, y = torch.zeros(1, 30, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)
+    rounder = eb.Schedule(steps=8, step_size="falling", step_ball=(1.5, 0.5), update="project", keep="best")
+    sharp = replace(rounder, step_ball=(1.0, 1.0), restarts=2)
+    ball, objective = eb.LpBall(1.0, 1.02 * model.least(), (0.0, 1.0)), eb.Ranked(eb.Margin("runner-up"))
+    own, other = (
+        eb.Attack(ball, objective, schedule=replace(sharp, restart_step_ball=given))(model, x, y)
+        for given in (None, (1.5, 0.5))
+    )
+    assert not bool(own.success.any())
+    assert bool(other.success.all())
+    assert bool((other.forwards > 9).all())  # by the second attempt
+
+
 def test_a_grid_of_budgets_shares_the_first_linearisation():
     data, model = load("digits", split="test").head(6), Recorded(networks.load("digits-fcnn"))
     attack = eb.recipe("best", p=2.0, eps=1e-4, bounds=data.bounds, passes=40)

@@ -39,16 +39,15 @@ class Schedule:
     one further pass, unless that success stops it. block_moves: after the attempts of a norm-constrained attack in the
     ℓ∞ norm, so many random moves of blocks to the faces of the ball or, with restarts, to where another of the last 20
     attempts ended; one forward pass each, kept where the gain rises: where gradients are zero or lead nowhere it goes
-    on. restart_corners: of such an attack, attempts after the first begin at random corners of the
-    ball, the same one throughout a block of entries. restart_momentum: the share that each projected step of the
-    attempts after the first takes of the movement before it instead of its own, 0.25 as in APGD.
+    on. restart_corners: of such an attack, attempts after the first begin at random corners of the ball, the same one
+    throughout a block of entries. restart_momentum: the share that each projected step of the attempts after the first
+    takes of the movement before it instead of its own, 0.25 as in APGD.
     widening: (factor, share), with keep="best": the steps of the first attempt go over a ball that is `factor` times
     as large at first and falls geometrically to the set itself after this share of the steps; only points of the set
     itself count. At p = 1, where a small ball lets few entries move, this finds what steps inside it do not.
     "found", with restarts: the first attempt is a search with a shrinking ball that ends at the set, so how large the
     ball is follows from what is found, not from the step; for eb.Ranked(first=eb.Margin("runner-up")), and not where
-    stop="never". restart_step_ball: step_ball of the attempts after the first,
-    the same by default.
+    stop="never". restart_step_ball: step_ball of the attempts after the first, the same by default.
     boundary_steps: after the attempts of a minimal-norm search in the ℓ1 norm, so many trust-region steps along the
     decision boundary, one forward and one backward pass each.
     """
