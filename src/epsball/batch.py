@@ -63,7 +63,10 @@ class State:
     def count(self, index: Tensor, spent: tuple[Tensor, Tensor, Tensor]) -> None:
         """Add forward passes, backward passes and JVPs of some samples."""
         for total, more in zip((self.forwards, self.backwards, self.jvps), spent, strict=True):
-            total.index_add_(0, index, more)
+            if len(index) == len(total):
+                total += more
+            else:
+                total.index_add_(0, index, more)
 
     @classmethod
     def new(cls, x: Tensor, forwards: int) -> State:

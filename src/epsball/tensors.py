@@ -59,4 +59,7 @@ def finite(a: Tensor) -> Tensor:
     """Tell for each sample whether all its entries are finite, (B, *S) -> (B,) bool."""
     # A sum would overflow on large finite values; the largest magnitude is not finite exactly when an entry is not.
     rows = flat(a)
-    return rows.abs().amax(1) < math.inf if rows.shape[1] else rows.new_ones(len(rows), dtype=torch.bool)
+    if not rows.shape[1] or not rows.is_floating_point():
+        return rows.isfinite().all(1)
+    largest: Tensor = torch.linalg.vector_norm(rows, math.inf, 1)
+    return largest < math.inf

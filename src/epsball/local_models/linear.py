@@ -49,7 +49,7 @@ class Expansion:
 
     def spent(self) -> tuple[Tensor, Tensor, Tensor]:
         """Return the forward passes, backward passes and JVPs of each sample, (B,) int64 each."""
-        return self.forwards, self.backwards, torch.zeros_like(self.forwards)
+        return self.forwards, self.backwards, self.forwards.new_zeros(()).expand_as(self.forwards)
 
     def recounted(self) -> Expansion:
         """Return the expansion for another run, whose passes are the same."""
@@ -64,8 +64,8 @@ class Expansion:
         if not self.gradient.numel():
             return self.value.isfinite().all(1), self.value.new_ones(len(self.value), dtype=torch.bool)
         length = torch.linalg.vector_norm(self.gradient.flatten(2), dim=2)
-        fine = (length > 0).all(1) & ((length + self.value.abs()) < math.inf).all(1)
-        if bool(fine.all()):
+        if bool(((length > 0) & (length + self.value.abs() < math.inf)).all()):
+            fine = self.value.new_ones(len(self.value), dtype=torch.bool)
             return fine, ~fine
         # A length may over- or underflow. The largest magnitude is NaN or inf where an entry is, and 0 where all are.
         largest = torch.stack([norm(gradient, math.inf) for gradient in self.gradient.unbind(1)], 1).amax(1)
@@ -120,7 +120,7 @@ class Linear:
             batched = self.gradients == "batched" or (self.gradients == "auto" and not convolutional)
             gradient = _all_gradients(pieces, point, batched=batched)
             piece = torch.arange(count, device=point.device).expand(batch, count)
-            return Expansion(value, gradient, piece, outputs.detach(), once, count * once)
+            return Expansion(value, gradient, piece, outputs.detach(), once, once if count == 1 else count * once)
 
         wanted = candidates(value)
         number, order = wanted.sum(1).clamp_min(1), wanted.to(torch.uint8).sort(dim=1, descending=True, stable=True)[1]

@@ -148,7 +148,12 @@ class LpBall(ConstraintSet):
         else:
             radius = expand(self.eps_of(x), x)
             moved = between(g.sign().mul_(share * radius).add_(eta), -radius, radius)
-        return moved if self.bounds is None else between(moved, *self.room(x))
+        if self.bounds is None:
+            return moved
+        lo, hi = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in self.bounds)
+        room = (lo - x).clamp_max_(0.0)
+        moved.clamp_min_(room)
+        return moved.clamp_max_(torch.sub(hi, x, out=room).clamp_min_(0.0))
 
     def size(self, eta: Tensor) -> Tensor:
         """Compute ‖η / w‖_p, (B,); inf where a frozen entry moved."""
