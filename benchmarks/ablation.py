@@ -117,15 +117,24 @@ def variants_of_nearest(p: float, passes: int) -> dict[str, eb.Attack]:
         "one attempt on the runner-up": replace(
             whole,
             objective=Ranked(eb.Margin("runner-up"), 9, early=False),
-            schedule=replace(plan, steps=passes - 2 - along, restarts=1),
+            schedule=replace(plan, steps=passes - 2 - along, restarts=1, onward=None),
         ),
-        "classes not ranked at x": replace(whole, objective=Ranked(eb.Margin("runner-up"), 9, early=False)),
+        "classes not ranked at x": replace(
+            whole, objective=Ranked(eb.Margin("runner-up"), 9, early=False), schedule=replace(plan, onward=None)
+        ),
         **(without_boundary(whole) if along else {}),
+        **without_going_on(whole),
         "no polish": replace(whole, formulation=replace(ball, polish=0)),
         "no haste": replace(whole, formulation=replace(ball, haste=0)),
         **own_steps(whole),
         "deepfool": eb.recipe("deepfool", p=p, bounds=(0.0, 1.0)),
     }
+
+
+def without_going_on(whole: eb.Attack) -> dict[str, eb.Attack]:
+    """Where the linear model has misled, the passes go to further classes too."""
+    plan = whole.schedule
+    return {"class after class everywhere": replace(whole, schedule=replace(plan, onward=None))} if plan.onward else {}
 
 
 def without_boundary(whole: eb.Attack) -> dict[str, eb.Attack]:

@@ -566,7 +566,7 @@ def test_a_widening_is_refused_where_it_would_leave_the_set():
         eb.Attack(eb.Groups("pixels", k=2, eps=0.1), eb.Ranked(), schedule=plan)
     with pytest.raises(eb.InputError, match="expected widening as"):
         widened(widening="lost")
-    with pytest.raises(eb.InputError, match="expected step_ball as"):
+    with pytest.raises(eb.InputError, match="expected restart_step_ball as"):
         widened(restarts=2, restart_step_ball=1.5)
 
 

@@ -87,9 +87,11 @@ class Attack:
             self._check_faces()
         if self.schedule.boundary_steps:
             self._check_boundary()
+        if self.schedule.onward is not None:
+            self._check_onward()
         if self.schedule.widening == "found":
             self._check_found()
-        for option in ("step_ball", "restart_step_ball", "widening"):
+        for option in ("step_ball", "restart_step_ball", "widening", "onward"):
             if getattr(self.schedule, option) is not None and not isinstance(self.constraint, LpBall):
                 raise InputError(
                     f"expected an eb.LpBall with {option}, got a {type(self.constraint).__name__}; leave {option} out."
@@ -134,6 +136,15 @@ class Attack:
             raise InputError(
                 "expected eb.ShrinkingBall() over an eb.LpBall with p=1 for boundary_steps, got "
                 f"{type(formulation).__name__} over {ball!r}; leave boundary_steps out."
+            )
+
+    def _check_onward(self) -> None:
+        """Refuse to go on where a search has no promise of the linear model to judge by."""
+        objective, formulation = self.objective, self.formulation
+        if type(formulation) is not ShrinkingBall or not isinstance(objective, Ranked) or not objective.early:
+            raise InputError(
+                "expected eb.ShrinkingBall() and eb.Ranked(early=True) for onward, which judges by the linear model at "
+                f"x, got {type(formulation).__name__} and {objective!r}; leave onward out."
             )
 
     def _check_faces(self) -> None:

@@ -190,17 +190,18 @@ class Batch:
             torch.where(better, gain, self.best[1]),
         )
 
-    def search(self, state: State, formulation: Formulation, steps: int) -> None:
+    def search(self, state: State, formulation: Formulation, steps: int, *, onward: bool) -> None:
         """Begin a minimal-norm search of so many steps with what earlier attempts found as the size to beat.
 
-        From zero, or from where the samples stand that have found nothing.
+        From zero, or, onward and where nothing was found, from where the samples stand.
         """
         self.rate, self.leap = formulation.rate, 1.0 + min(1.0, formulation.haste / steps)
         within = isinstance(formulation, ShrinkingBall) and formulation.within
         self.goal = self.constraint if within else None
         floor = self.constraint.eps_of(self.x) if within else None
         self.radius = Radius.of(self.eta, state.size[self.index], self.rate, floor)
-        self.eta = torch.where(expand(self.radius.found, self.eta), 0.0, self.eta)
+        if not onward:
+            self.eta = torch.where(expand(self.radius.found, self.eta), 0.0, self.eta)
 
     def start(self, *, boundary: bool) -> Tensor:
         """Draw a random point of the set, of a minimal-norm search within the size to beat; (B, *S)."""

@@ -17,7 +17,7 @@ from epsball.tensors import expand
 
 __all__ = ["Start", "attempt"]
 
-Start = Literal["x", "random", "corners"]  # where an attempt begins
+Start = Literal["x", "random", "corners", "found"]  # where an attempt begins; "found": where the one before ended
 
 _SOLVER = 9  # the tag of the solvers' own random draws
 
@@ -45,7 +45,7 @@ def attempt(
     batch.momentum = schedule.restart_momentum if restart else 0.0
     batch.step_ball = schedule.ball(restart)
     if formulation.follows:
-        batch.search(state, formulation, steps)
+        batch.search(state, formulation, steps, onward=start == "found")
     state.broken[everyone], state.flat[everyone] = False, False  # of an earlier attempt
     if start == "corners":
         batch.eta = batch.constraint.lmo(block_signs(batch.x, batch.streams.fork(0)), batch.x)

@@ -24,6 +24,9 @@ from epsball.tensors import expand
 
 __all__ = ["run"]
 
+_JUDGED = 2  # attempts of a search after which it is known how far the linear model at x is to be trusted:
+_TRUSTED = (0.4, 1.5)  # where what they found is so many times as large as it had promised
+
 
 def run(attack: Parts, problem: Problem, started: float, *, shared: bool) -> AttackResult:
     """Make the attempts, keep the best of each sample, and certify it."""
@@ -76,19 +79,27 @@ def _search(
 ) -> None:
     """Make the attempts of a minimal-norm search, each with the sizes of those before it to beat, and polish."""
     formulation, objective = attack.formulation, problem.objective
+    promised = torch.zeros_like(state.size)
     if isinstance(objective, Ranked) and objective.early and isinstance(formulation, ShrinkingBall):
         batch = Batch.of(problem, constraint, state, problem.streams, everyone)
         expansion = _linearised(problem, objective.ranking, batch, state)
         order, state.eta = formulation.smallest(expansion, batch.constraint, batch.x)
+        promised = constraint.size(state.eta)
         state.eta = torch.where(expand(objective.success(expansion.outputs, problem.target), state.eta), 0.0, state.eta)
         labels = objective.ranking.chosen(expansion.outputs, problem.target).gather(1, order)
         problem = problem.turned(objective.ranked(labels, everyone, len(everyone)))
-    active = everyone
+    active = others = everyone
     for number in range(attack.schedule.restarts):
-        _one(attack, problem, constraint, state, active, number, stops=False, shared=shared)
-        active = active[state.size[active] > constraint.unit]
-        if len(active) == 0:
-            return
+        if number == _JUDGED and attack.schedule.onward is not None:
+            share = state.size[others] / promised[others]
+            bent = state.size[others].isfinite() & ~((share > _TRUSTED[0]) & (share < _TRUSTED[1]))
+            _go_onward(attack, problem, constraint, state, others[bent])
+            others = others[~bent]
+        if len(others) == 0:
+            break
+        _one(attack, problem, constraint, state, others, number, stops=False, shared=shared)
+        others = others[state.size[others] > constraint.unit]
+    active = active[state.size[active] > constraint.unit]
     left = active
     for _ in range(formulation.polish):
         left = _polish(attack, problem, constraint, state, left)
@@ -96,6 +107,16 @@ def _search(
             break
     if attack.schedule.boundary_steps:
         follow_boundary(problem, constraint, state, active, attack.schedule.boundary_steps)
+
+
+def _go_onward(attack: Parts, problem: Problem, constraint: ConstraintSet, state: State, bent: Tensor) -> None:
+    """Let samples go on from their smallest success, with the steps of the attempts that are left."""
+    if len(bent) == 0:
+        return
+    plan = attack.schedule
+    steps = (plan.restarts - _JUDGED) * plan.length(_JUDGED)
+    longer = replace(cast(Any, attack), schedule=replace(plan, restart_steps=steps, restart_step_ball=plan.onward))
+    attempt(longer, problem, constraint, state, bent, _JUDGED, stops=False, shared=False, start="found")
 
 
 def _best(

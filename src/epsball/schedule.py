@@ -50,6 +50,9 @@ class Schedule:
     stop="never". restart_step_ball: step_ball of the attempts after the first, the same by default.
     boundary_steps: after the attempts of a minimal-norm search in the ℓ1 norm, so many trust-region steps along the
     decision boundary, one forward and one backward pass each.
+    onward: (p, share), with at least 3 attempts of a minimal-norm search: where the size of what two attempts found is
+    far from what the linear model at x had promised, the model is bent, and the steps of the other attempts are spent
+    on one that goes on from there, towards whatever class is nearest, over a ball as in step_ball.
     """
 
     steps: int = 1
@@ -69,6 +72,7 @@ class Schedule:
     widening: tuple[float, float] | Literal["found"] | None = None
     restart_step_ball: tuple[float, float] | None = None
     boundary_steps: int = 0
+    onward: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse schedules that cannot be run or that would leave the ball."""
@@ -95,9 +99,13 @@ class Schedule:
             )
         if self.restart_step_ball is not None and self.restarts == 1:
             raise InputError("restart_step_ball is of the attempts after the first, got restarts=1; leave it out.")
-        for ball in (self.step_ball, self.restart_step_ball):
-            if ball is not None:
-                self._check_step_ball(ball)
+        if self.onward is not None and self.restarts < 3:
+            raise InputError(
+                f"onward takes the place of attempts after two, got restarts={self.restarts}; leave it out."
+            )
+        for name in ("step_ball", "restart_step_ball", "onward"):
+            if getattr(self, name) is not None:
+                self._check_step_ball(name, getattr(self, name))
         if self.widening is not None:
             self._check_widening(self.widening)
         momentum = self.restart_momentum
@@ -112,15 +120,15 @@ class Schedule:
         for steps in (self.steps, self.length(1)):
             self._check_sizes(steps)
 
-    def _check_step_ball(self, given: object) -> None:
+    def _check_step_ball(self, name: str, given: object) -> None:
         if not isinstance(given, tuple) or len(given) != 2 or not all(isinstance(v, Real) for v in given):
-            raise InputError(f"expected step_ball as (p, share), such as (4/3, 0.4), got {given!r}.")
+            raise InputError(f"expected {name} as (p, share), such as (4/3, 0.4), got {given!r}.")
         check_p(given[0])
         if not 0.0 < given[1] < math.inf:
-            raise InputError(f"expected the share of step_ball > 0, got {given[1]!r}.")
+            raise InputError(f"expected the share of {name} > 0, got {given[1]!r}.")
         if self.update != "project" or self.average:
             raise InputError(
-                'expected update="project" without average=True for step_ball, whose steps leave the set; leave it out.'
+                f'expected update="project" without average=True for {name}, whose steps leave the set; leave it out.'
             )
 
     def _check_widening(self, given: object) -> None:

@@ -28,6 +28,8 @@ _MANY = 400  # passes from which further gradient steps gain less than random mo
 _STEP_BALL = (1.5, 0.7)  # over which `best` solves its steps at p = 1, whose own move too few entries too far, and
 _SMALLER = (4 / 3, 0.4)  # those of `nearest` and of its own first attempt of several;
 _ONE_STEP = (1.5, 0.15)  # of one step, tried beside the exact one
+_ONWARD, _ONWARD_SPARSE = (2.0, 0.4), (2.0, 0.2)  # those of `nearest` where a sample goes on, and at p = 1
+_FEW = 9  # attempts up to which it does: with more all classes have their turn, and that is worth more
 
 
 def _spend(
@@ -39,11 +41,13 @@ def _spend(
     least: int = _LEAST,
     spared: int = 0,
     finds: bool = False,
+    bends: bool = False,
 ) -> Schedule:
     """Divide the passes into attempts with falling steps: one untargeted, then one a class.
 
     Where there is but one attempt, `best` ranks nothing, and `nearest` where it pays. spared: passes that are left
-    for something else. finds: the first of several attempts of `best` is a search with a shrinking ball.
+    for something else. finds: the first of several attempts of `best` is a search with a shrinking ball. bends: where
+    the model is bent, `nearest` goes on from what it has found.
     """
     early = passes >= _EARLY + _POLISHING
     fewest, boundary = 1, 0
@@ -78,6 +82,7 @@ def _spend(
         restart_steps=length,
         keep="last" if nearest else "best",
         boundary_steps=boundary,
+        onward=(_ONWARD_SPARSE if sparse else _ONWARD) if bends and 2 < restarts <= _FEW else None,
     )
 
 
@@ -144,9 +149,10 @@ SEARCH = (
         "the smallest perturbation: attempts class after class in a ball that shrinks to what has been found",
         "this library",
         lambda o: Ranked(Margin("runner-up"), o.get("classes", 9), early=o.get("passes", 100) >= _EARLY + _POLISHING),
-        partial(_spend, nearest=True),
+        partial(_spend, nearest=True, bends=True),
         steps=100,
-        sparse=partial(_spend, sparse=True, nearest=True),
+        sparse=partial(_spend, sparse=True, nearest=True, bends=True),
+        boxed=partial(_spend, nearest=True),
         formulation=ShrinkingBall(),
         over_groups=(_spend_on_groups, FewestGroups()),
         options=("passes", "classes"),

@@ -1,0 +1,148 @@
+"""Where the linear model at x promised too much or too little, `nearest` goes on from what two attempts found."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from benchmarks.peers import networks
+from torch import Tensor, nn
+
+import epsball as eb
+from epsball.restarts import _TRUSTED
+
+ORDERS = [1.0, 1.5, 2.0]
+SAMPLES, ENTRIES, CLASSES = 40, 24, 5
+
+
+class Waves(nn.Module):
+    """Scores of a network of waves, steeper the larger they are: a linear model holds near some inputs alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        self.inner = torch.randn(ENTRIES, 8, generator=generator, dtype=torch.float64)
+        self.outer = torch.randn(8, CLASSES, generator=generator, dtype=torch.float64)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores (B, CLASSES)."""
+        return torch.sinh(2.0 * torch.sin(x @ self.inner) @ self.outer)
+
+
+def problem() -> tuple[nn.Module, Tensor, Tensor]:
+    model = Waves()
+    x = torch.rand(SAMPLES, ENTRIES, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    return model, x, model(x).argmax(1)
+
+
+def without(attack: eb.Attack) -> eb.Attack:
+    return replace(attack, schedule=replace(attack.schedule, onward=None))
+
+
+def bent(attack: eb.Attack, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Tell from outside who is bent: the size after two attempts over the least one that a linear model at x gives."""
+    two = replace(attack.schedule, restarts=2, onward=None, boundary_steps=0)
+    found = replace(attack, formulation=eb.ShrinkingBall(polish=0), schedule=two)(model, x, y).norm
+    point = x.clone().requires_grad_()
+    scores, least = model(point), torch.full_like(found, math.inf)
+    for label in range(CLASSES):
+        margin = scores[:, label] - scores.gather(1, y[:, None])[:, 0]
+        (gradient,) = torch.autograd.grad(margin.sum(), point, retain_graph=True)
+        gap = -1.02 * margin.detach()
+        eta = attack.constraint.smallest(gradient, gap, x)
+        met = ((gradient * eta).sum(1) >= gap * 0.999) & (label != y)
+        least = torch.where(met, least.minimum(attack.constraint.size(eta)), least)
+    share = found / torch.where(least.isfinite(), least, 0.0)
+    return ~((share > _TRUSTED[0]) & (share < _TRUSTED[1]))
+
+
+@pytest.mark.parametrize("p", ORDERS)
+def test_samples_go_on_where_the_linear_model_cannot_be_trusted_and_the_others_do_as_before(p):
+    model, x, y = problem()
+    attack = eb.recipe("nearest", p=p, bounds=(0.0, 1.0))
+    assert attack.schedule.onward is not None
+    result, before = attack(model, x, y), without(attack)(model, x, y)
+    onward = bent(attack, model, x, y)
+    assert 0 < int(onward.sum()) < SAMPLES
+    assert torch.equal(result.perturbation[~onward], before.perturbation[~onward])
+    changed = (result.perturbation != before.perturbation).flatten(1).any(1)
+    assert int((changed & onward).sum()) > 0
+    assert bool(result.success.all())
+    assert bool((result.forwards + result.backwards <= 200).all())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("EPSBALL_DATA" not in os.environ, reason="needs MNIST in EPSBALL_DATA")
+@pytest.mark.parametrize("p", [1.0, 2.0])
+def test_on_an_adversarially_trained_network_most_go_on_and_what_they_find_is_nearer(p):
+    model = networks.load("mnist-robust")
+    x, y, _ = networks.samples("mnist-robust", model, 64)
+    attack = eb.recipe("nearest", p=p, bounds=(0.0, 1.0))
+    result, before = attack(model, x, y), without(attack)(model, x, y)
+    assert float((result.norm != before.norm).float().mean()) > 0.3
+    assert float(result.norm.mean()) < 0.98 * float(before.norm.mean())
+
+
+def test_no_attempt_makes_what_two_have_found_larger():
+    model, x, y = problem()
+    attack = eb.recipe("nearest", p=1.0, bounds=(0.0, 1.0))
+    plain = replace(attack, formulation=eb.ShrinkingBall(polish=0), schedule=replace(attack.schedule, boundary_steps=0))
+    two = replace(plain, schedule=replace(plain.schedule, restarts=2, onward=None))
+    assert bool((plain(model, x, y).norm <= two(model, x, y).norm).all())
+
+
+def test_a_sample_goes_on_alone_as_it_does_beside_others():
+    model, x, y = problem()
+    attack = eb.recipe("nearest", p=1.0, bounds=(0.0, 1.0))
+    result = attack(model, x, y)
+    for i in map(int, bent(attack, model, x, y).nonzero()[:3, 0]):
+        alone = attack(model, x[i : i + 1], y[i : i + 1], sample_id=torch.tensor([i]))
+        torch.testing.assert_close(alone.perturbation[0], result.perturbation[i], rtol=1e-9, atol=1e-12)
+        assert alone.backwards.tolist() == result.backwards[i : i + 1].tolist()
+
+
+def test_affine_models_are_never_bent():
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(ENTRIES, CLASSES, generator=generator, dtype=torch.float64)
+    x = torch.rand(SAMPLES, ENTRIES, generator=generator, dtype=torch.float64)
+    attack = eb.recipe("nearest", p=1.0, bounds=(0.0, 1.0))
+    result, before = (a(lambda x: x @ weight, x, (x @ weight).argmax(1)) for a in (attack, without(attack)))
+    assert torch.equal(result.perturbation, before.perturbation)
+
+
+def test_nobody_goes_on_at_infinity_over_groups_or_with_very_few_attempts_or_many():
+    for options in (
+        {"p": math.inf},
+        {"groups": "pixels", "eps": 0.5},
+        {"p": 1.0, "passes": 36},
+        {"p": 2.0, "passes": 1000},
+    ):
+        assert eb.recipe("nearest", bounds=(0.0, 1.0), **options).schedule.onward is None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: eb.Schedule(update="project", restarts=2, onward=(2.0, 0.2)), "restarts=2; leave it out"),
+        (lambda: eb.Schedule(update="project", restarts=3, onward=0.2), "expected onward as"),
+        (lambda: eb.Schedule(restarts=3, onward=(2.0, 0.2)), 'update="project"'),
+        (
+            lambda: eb.Attack(
+                eb.LpBall(2.0, eps=1.0),
+                eb.Ranked(),
+                schedule=eb.Schedule(update="project", restarts=3, onward=(2.0, 0.2)),
+            ),
+            "for onward",
+        ),
+        (
+            lambda: replace(eb.recipe("nearest", p=2.0), objective=eb.Ranked(eb.Margin("runner-up"), early=False)),
+            "early=False",
+        ),
+    ],
+)
+def test_what_cannot_go_on_is_refused(make, message):
+    with pytest.raises(eb.InputError, match=message):
+        make()
