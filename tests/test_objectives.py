@@ -1,6 +1,7 @@
 """Objectives against their formulas written out in NumPy, their slopes against finite differences."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -132,6 +133,7 @@ def test_outputs_that_are_not_finite_are_never_a_success(value):
 
 
 @pytest.mark.parametrize("label", [3, LABELS[:5]], ids=["one", "each"])
+@pytest.mark.filterwarnings("ignore:label is the sample")
 def test_a_given_label_is_not_chosen_again_where_the_models_own_classes_are_the_target(label):
     model, x = network("tanh"), images(5)
     attack = eb.recipe("targeted", eps=0.2, p=2.0, label=label, stop="never")
@@ -210,6 +212,17 @@ def test_two_classes_from_one_logit():
     torch.testing.assert_close(both.softmax(1)[:, 1], logit[:, 0].sigmoid())
     for other in (torch.zeros(3, 2), torch.zeros(3), torch.zeros(3, 1, 1)):
         assert two_class(other) is other
+
+
+def test_a_label_that_is_the_samples_own_class_is_warned_of():
+    model = torch.nn.Linear(4, 3)
+    x, target = torch.rand(5, 4), torch.tensor([0, 1, 2, 1, 1])
+    with pytest.warns(eb.EpsballWarning, match="the sample's own class in 3 of 5 samples"):
+        result = eb.recipe("targeted", eps=0.1, label=1)(model, x, target)
+    assert bool((result.perturbation[target == 1] == 0).all())
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        eb.recipe("targeted", eps=0.1, label=(target + 1) % 3)(model, x, target)
 
 
 @pytest.mark.parametrize(

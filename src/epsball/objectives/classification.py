@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from epsball.errors import InputError
+from epsball.errors import EpsballWarning, InputError
 from epsball.objectives.base import Objective
 from epsball.validation import check_class_range, check_labels
 
@@ -103,6 +104,14 @@ class TargetedMargin(Objective):
         if not isinstance(self.label, str):
             label = torch.tensor([self.label] * batch) if isinstance(self.label, int) else self.label
             check_class_range(check_labels(label, batch), outputs.shape[1])
+            own = int((label.to(target.device) == target).sum())
+            if own:
+                warnings.warn(
+                    f"label is the sample's own class in {own} of {batch} samples: its margin over itself is 0 and has "
+                    "no gradient, so these stay as they are; leave them out, or give another label for each sample.",
+                    EpsballWarning,
+                    stacklevel=6,
+                )
         return target
 
     def _labels(self, outputs: Tensor) -> Tensor:
