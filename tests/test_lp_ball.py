@@ -631,3 +631,11 @@ def test_small_projected_steps_add_up_and_inputs_outside_the_bounds_do_not_jump(
     assert torch.allclose(eta, torch.full_like(eta, 1e-5), rtol=1e-4)
     outside = torch.full((1, 3), -0.2)
     assert bool((LpBall(math.inf, 0.1, (0.0, 1.0)).ascend(-g, 0.5, outside, torch.zeros(1, 3)) == 0).all())
+
+
+def test_bounds_and_inputs_that_ask_for_gradients_do_not_stop_a_projected_step():
+    x, g, eta = torch.rand(3, 4), torch.randn(3, 4), torch.zeros(3, 4)
+    low, high = torch.zeros(4), torch.ones(4)
+    expected = LpBall(math.inf, 0.1, (low, high)).ascend(g, 0.1, x, eta)
+    asking = LpBall(math.inf, 0.1, (low.clone().requires_grad_(), high.clone().requires_grad_()))
+    torch.testing.assert_close(asking.ascend(g, 0.1, x.clone().requires_grad_(), eta), expected)

@@ -104,6 +104,40 @@ def test_a_sample_goes_on_alone_as_it_does_beside_others():
         assert alone.backwards.tolist() == result.backwards[i : i + 1].tolist()
 
 
+class Clipped(Waves):
+    """The same scores, of which no wrong class leads by more than a little: beyond that there is no gradient."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores (B, CLASSES)."""
+        scores = super().forward(x)
+        return torch.cat([torch.zeros_like(scores[:, :1]), (scores[:, 1:] - scores[:, :1]).clamp(max=0.05)], 1)
+
+
+def test_where_there_is_no_gradient_to_go_on_with_further_classes_are_tried():
+    model, (_, x, _) = Clipped(), problem()
+    y = model(x).argmax(1)
+    x, y = x[y == 0], y[y == 0]
+    attack = eb.recipe("nearest", p=2.0, bounds=(0.0, 1.0), passes=150)
+    plan = attack.schedule
+    assert plan.onward is not None
+    assert plan.restart_steps is not None
+    two, full = (replace(attack, schedule=replace(plan, restarts=n, onward=None)) for n in (2, plan.restarts))
+    result, first, all_of_them = (a(model, x, y) for a in (attack, two, full))
+    stuck = bent(attack, model, x, y) & (first.backwards + 1 < result.backwards)
+    stuck &= result.backwards < all_of_them.backwards
+    assert int(stuck.sum()) > 0
+    assert bool((result.norm <= first.norm * (1 + 1e-9)).all())
+    assert bool((result.norm[stuck] < first.norm[stuck] * (1 - 1e-3)).any())
+    assert bool((result.forwards + result.backwards <= 300).all())
+
+
+def test_the_steps_onward_have_a_ball_of_their_own():
+    model, x, y = problem()
+    attack = eb.recipe("nearest", p=1.0, bounds=(0.0, 1.0))
+    other = replace(attack, schedule=replace(attack.schedule, onward=(2.0, 0.9)))
+    assert not torch.equal(attack(model, x, y).perturbation, other(model, x, y).perturbation)
+
+
 def test_affine_models_are_never_bent():
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(ENTRIES, CLASSES, generator=generator, dtype=torch.float64)
@@ -113,12 +147,13 @@ def test_affine_models_are_never_bent():
     assert torch.equal(result.perturbation, before.perturbation)
 
 
-def test_nobody_goes_on_at_infinity_over_groups_or_with_very_few_attempts_or_many():
+def test_nobody_goes_on_beyond_order_2_over_groups_or_with_very_few_attempts_or_many():
     for options in (
         {"p": math.inf},
         {"groups": "pixels", "eps": 0.5},
         {"p": 1.0, "passes": 36},
         {"p": 2.0, "passes": 1000},
+        {"p": 3.0},
     ):
         assert eb.recipe("nearest", bounds=(0.0, 1.0), **options).schedule.onward is None
 
@@ -129,6 +164,10 @@ def test_nobody_goes_on_at_infinity_over_groups_or_with_very_few_attempts_or_man
         (lambda: eb.Schedule(update="project", restarts=2, onward=(2.0, 0.2)), "restarts=2; leave it out"),
         (lambda: eb.Schedule(update="project", restarts=3, onward=0.2), "expected onward as"),
         (lambda: eb.Schedule(restarts=3, onward=(2.0, 0.2)), 'update="project"'),
+        (
+            lambda: eb.Schedule(steps=3, step_size=(2.0, 1.0, 0.5), update="project", restarts=4, onward=(2.0, 0.2)),
+            "one for each of the 6 steps, got 3",
+        ),
         (
             lambda: eb.Attack(
                 eb.LpBall(2.0, eps=1.0),

@@ -89,14 +89,18 @@ def _search(
         labels = objective.ranking.chosen(expansion.outputs, problem.target).gather(1, order)
         problem = problem.turned(objective.ranked(labels, everyone, len(everyone)))
     active = others = everyone
+    stuck = everyone[:0]
     for number in range(attack.schedule.restarts):
         if number == _JUDGED and attack.schedule.onward is not None:
             share = state.size[others] / promised[others]
             bent = state.size[others].isfinite() & ~((share > _TRUSTED[0]) & (share < _TRUSTED[1]))
-            _go_onward(attack, problem, constraint, state, others[bent])
+            stuck = _go_onward(attack, problem, constraint, state, others[bent])
             others = others[~bent]
+        elif number == _JUDGED + 1 and len(stuck):
+            # In place of the steps that they could not take.
+            others = torch.cat([others, stuck]).sort()[0]
         if len(others) == 0:
-            break
+            continue
         _one(attack, problem, constraint, state, others, number, stops=False, shared=shared)
         others = others[state.size[others] > constraint.unit]
     active = active[state.size[active] > constraint.unit]
@@ -109,14 +113,19 @@ def _search(
         follow_boundary(problem, constraint, state, active, attack.schedule.boundary_steps)
 
 
-def _go_onward(attack: Parts, problem: Problem, constraint: ConstraintSet, state: State, bent: Tensor) -> None:
-    """Let samples go on from their smallest success, with the steps of the attempts that are left."""
+def _go_onward(attack: Parts, problem: Problem, constraint: ConstraintSet, state: State, bent: Tensor) -> Tensor:
+    """Let samples go on from their smallest success, with the steps of the attempts that are left.
+
+    Return who could not take a step, since the gradient there is zero or not finite.
+    """
     if len(bent) == 0:
-        return
+        return bent
     plan = attack.schedule
     steps = (plan.restarts - _JUDGED) * plan.length(_JUDGED)
     longer = replace(cast(Any, attack), schedule=replace(plan, restart_steps=steps, restart_step_ball=plan.onward))
+    before = state.backwards[bent]
     attempt(longer, problem, constraint, state, bent, _JUDGED, stops=False, shared=False, start="found")
+    return bent[(state.flat[bent] | state.broken[bent]) & (state.backwards[bent] <= before + 1)]
 
 
 def _best(

@@ -52,7 +52,8 @@ class Schedule:
     decision boundary, one forward and one backward pass each.
     onward: (p, share), with at least 3 attempts of a minimal-norm search: where the size of what two attempts found is
     far from what the linear model at x had promised, the model is bent, and the steps of the other attempts are spent
-    on one that goes on from there, towards whatever class is nearest, over a ball as in step_ball.
+    on one that goes on from there and raises what the first did, over a ball as in step_ball. Where there is no
+    gradient, all other attempts but one are made.
     """
 
     steps: int = 1
@@ -117,7 +118,8 @@ class Schedule:
             raise InputError(
                 'expected update="project" without dither and keep with average=True, whose steps are whole.'
             )
-        for steps in (self.steps, self.length(1)):
+        further = () if self.onward is None else ((self.restarts - 2) * self.length(2),)
+        for steps in (self.steps, self.length(1), *further):
             self._check_sizes(steps)
 
     def _check_step_ball(self, name: str, given: object) -> None:

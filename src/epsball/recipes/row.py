@@ -32,6 +32,7 @@ class Recipe:
     schedule: Callable[[int], Schedule]
     steps: int = 1
     sparse: Callable[[int], Schedule] | None = None  # the schedule at p = 1, where it is another
+    rounded: Callable[[int], Schedule] | None = None  # the one for 1 < p <= 2
     boxed: Callable[[int], Schedule] | None = None  # the one at p = inf
     formulation: Formulation = field(default_factory=NormConstrained)
     local_model: LocalModel = field(default_factory=Linear)
@@ -52,7 +53,7 @@ class Recipe:
         if groups is None or self.over_groups is None:
             return self
         schedule, formulation = self.over_groups
-        return replace(self, family="groups", schedule=schedule, sparse=None, boxed=None, formulation=formulation)
+        return replace(self, family="groups", schedule=schedule, sparse=None, rounded=None, formulation=formulation)
 
     @property
     def pattern(self) -> re.Pattern[str]:

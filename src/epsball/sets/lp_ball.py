@@ -150,10 +150,10 @@ class LpBall(ConstraintSet):
             moved = between(g.sign().mul_(share * radius).add_(eta), -radius, radius)
         if self.bounds is None:
             return moved
-        lo, hi = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in self.bounds)
-        room = (lo - x).clamp_max_(0.0)
+        lo, hi = (torch.as_tensor(b, dtype=x.dtype, device=x.device).detach() for b in self.bounds)
+        room = (lo - x.detach()).clamp_max_(0.0)
         moved.clamp_min_(room)
-        return moved.clamp_max_(torch.sub(hi, x, out=room).clamp_min_(0.0))
+        return moved.clamp_max_(torch.sub(hi, x.detach(), out=room).clamp_min_(0.0))
 
     def size(self, eta: Tensor) -> Tensor:
         """Compute ‖η / w‖_p, (B,); inf where a frozen entry moved."""
