@@ -217,6 +217,28 @@ def test_paper_commands_hand_their_options_over(name, tmp_path, monkeypatch):
     assert "done" in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("parts", "told"), [(0, "nothing incomplete"), (2, "parts are kept: 2; the same command with --r")]
+)
+def test_an_interrupted_paper_says_what_is_kept(parts, told, tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    paper = pytest.importorskip("epsball.experiments.paper")
+    from epsball.cli.stopping import Stopped
+    from epsball.experiments.paper.parts import Part
+
+    def until_interrupted(setting):
+        store = setting.prepare()
+        for number in range(parts):
+            store.get({"number": number}, lambda: Part(pyarrow.table({"a": [1]}), {}))
+        raise Stopped(signal.SIGINT)  # as the command line turns the signal
+
+    monkeypatch.setattr(paper, "table3", until_interrupted)
+    result = call("paper", "table3", "--out", tmp_path / "r")
+    assert result.exit_code == 130
+    assert told in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_paper_weights_are_pairs(tmp_path):
     result = call("paper", "figure4", "--out", tmp_path / "r", "--weights", "w.safetensors")
     assert result.exit_code == 2

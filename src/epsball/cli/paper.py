@@ -76,8 +76,14 @@ def _make(name: str, out: Path, **options: Any) -> None:
     from epsball.experiments.paper.setting import Setting
 
     function: Callable[[Setting], str] = getattr(experiments, "everything" if name == "all" else name)
-    with ProgressBar() as bar:
-        text = function(Setting(out=out, progress=bar, **options))
+    try:
+        with ProgressBar() as bar:
+            text = function(Setting(out=out, progress=bar, **options))
+    except BaseException as error:
+        kept = len(list((out / "parts").glob("*.parquet")))
+        if kept and not isinstance(error, Exception):  # a signal
+            error.add_note(f"finished parts are kept: {kept}; the same command with --resume goes on from there.")
+        raise
     write_markdown(text)
     write("", f"written to {out}")
 
