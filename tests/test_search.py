@@ -502,6 +502,15 @@ def test_the_first_attempt_of_best_never_searches_below_eps(monkeypatch):
     assert max(seen) > 0.5
 
 
+@pytest.mark.parametrize(("p", "passes", "first"), [(2.0, 5, 3.0), (1.5, 35, 3.0), (2.0, 4, 2.0), (3.0, 5, 2.0)])
+def test_a_single_attempt_of_best_begins_with_longer_steps_up_to_order_2(p, passes, first):
+    shares = eb.recipe("best", p=p, eps=0.1, passes=passes).schedule.shares()
+    expected = [first * (1 - step / passes) ** 2 for step in range(passes)]
+    assert shares == pytest.approx(expected)
+    several = eb.recipe("best", p=p, eps=0.1, passes=100).schedule
+    assert several.step_size == "falling"
+
+
 def test_attempts_after_the_first_have_a_ball_of_their_own():
     model = Concave(1.0 + torch.rand(30, generator=torch.Generator().manual_seed(0), dtype=torch.float64))
     x, y = torch.zeros(1, 30, dtype=torch.float64), torch.zeros(1, dtype=torch.int64)

@@ -29,6 +29,7 @@ _STEP_BALL = (1.5, 0.7)  # over which `best` solves its steps at p = 1, whose ow
 _SMALLER = (4 / 3, 0.4)  # those of `nearest` and of its own first attempt of several;
 _ONE_STEP = (1.5, 0.15)  # of one step, tried beside the exact one
 _ONWARD, _ONWARD_SPARSE = (2.0, 0.4), (2.0, 0.2)  # those of `nearest` where a sample goes on, and at p = 1
+_LONGER, _SOME = 3.0, 5  # the first step of a single attempt of `best` for 1 < p <= 2, and from how many steps on
 _FEW = 9  # attempts up to which it does: with more all classes have their turn, and that is worth more
 
 
@@ -42,12 +43,14 @@ def _spend(
     spared: int = 0,
     finds: bool = False,
     bends: bool = False,
+    rounded: bool = False,
 ) -> Schedule:
     """Divide the passes into attempts with falling steps: one untargeted, then one a class.
 
     Where there is but one attempt, `best` ranks nothing, and `nearest` where it pays. spared: passes that are left
     for something else. finds: the first of several attempts of `best` is a search with a shrinking ball. bends: where
-    the model is bent, `nearest` goes on from what it has found.
+    the model is bent, `nearest` goes on from what it has found. rounded: the ball has no corners, and a single attempt
+    of `best` begins with longer steps.
     """
     early = passes >= _EARLY + _POLISHING
     fewest, boundary = 1, 0
@@ -70,10 +73,11 @@ def _spend(
         steps, restarts, length = max(1, passes - ranking - spared), 1, None
     finds = finds and restarts > 1
     ball = _SMALLER if nearest or finds else _STEP_BALL if steps > 1 else _ONE_STEP
+    longer = tuple(_LONGER * (1.0 - k / steps) ** 2 for k in range(steps)) if rounded and steps >= _SOME else None
     wide = (6.0, 0.8) if several else (3.0, 0.5) if steps >= _ENOUGH else None
     return Schedule(
         steps=steps,
-        step_size="falling",
+        step_size=longer if longer and not nearest and restarts == 1 else "falling",
         widening="found" if finds else wide if sparse and not nearest else None,
         step_ball=ball if sparse else None,
         restart_step_ball=_STEP_BALL if finds and sparse else None,
@@ -141,6 +145,7 @@ SEARCH = (
         partial(_spend, finds=True),
         steps=100,
         sparse=partial(_spend, sparse=True, finds=True),
+        rounded=partial(_spend, finds=True, rounded=True),
         boxed=_spend_in_a_box,
         options=("passes", "classes"),
     ),
