@@ -79,8 +79,7 @@ def recipe(
         raise InputError(f"expected p={row.order:g} for {name!r}, got p={p!r}.")
     order = row.order if row.order is not None else math.inf if p is None else p
     objective = row.objective({**options, "p": order})
-    special = row.sparse if order == 1.0 else row.rounded if order <= 2.0 else row.boxed if order == math.inf else None
-    made = special or row.schedule
+    made = row.scheduled(order)
     schedule = made(1 if row.family == "groups" and not row.iterative else count)
     changes: dict[str, Any] = {"restarts": restarts} if restarts != 1 else {}
     if stop is not None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import Any
 
 from epsball.local_models import Linear, LocalModel
@@ -54,6 +56,15 @@ class Recipe:
             return self
         schedule, formulation = self.over_groups
         return replace(self, family="groups", schedule=schedule, sparse=None, rounded=None, formulation=formulation)
+
+    def scheduled(self, order: object) -> Callable[[int], Schedule]:
+        """Return what makes the schedule in the norm of this order; the set refuses what is none."""
+        if order == 1.0:
+            return self.sparse or self.schedule
+        if order == math.inf:
+            return self.boxed or self.schedule
+        euclidean = isinstance(order, Real) and order <= 2.0
+        return (self.rounded if euclidean else None) or self.schedule
 
     @property
     def pattern(self) -> re.Pattern[str]:
