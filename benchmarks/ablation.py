@@ -117,10 +117,12 @@ def variants_of_nearest(p: float, passes: int) -> dict[str, eb.Attack]:
         "one attempt on the runner-up": replace(
             whole,
             objective=Ranked(eb.Margin("runner-up"), 9, early=False),
-            schedule=replace(plan, steps=passes - 2 - along, restarts=1, onward=None),
+            schedule=replace(plan, steps=passes - 2 - along, restarts=1, continue_step_ball=None),
         ),
         "classes not ranked at x": replace(
-            whole, objective=Ranked(eb.Margin("runner-up"), 9, early=False), schedule=replace(plan, onward=None)
+            whole,
+            objective=Ranked(eb.Margin("runner-up"), 9, early=False),
+            schedule=replace(plan, continue_step_ball=None),
         ),
         **(without_boundary(whole) if along else {}),
         **without_going_on(whole),
@@ -134,7 +136,11 @@ def variants_of_nearest(p: float, passes: int) -> dict[str, eb.Attack]:
 def without_going_on(whole: eb.Attack) -> dict[str, eb.Attack]:
     """Where the linear model has misled, the passes go to further classes too."""
     plan = whole.schedule
-    return {"class after class everywhere": replace(whole, schedule=replace(plan, onward=None))} if plan.onward else {}
+    return (
+        {"class after class everywhere": replace(whole, schedule=replace(plan, continue_step_ball=None))}
+        if plan.continue_step_ball
+        else {}
+    )
 
 
 def without_boundary(whole: eb.Attack) -> dict[str, eb.Attack]:

@@ -458,7 +458,7 @@ def test_misclassified_inputs_are_already_there():
         torch.testing.assert_close(result.perturbed, x, rtol=0, atol=0)
 
 
-@pytest.mark.filterwarnings("ignore:label is the sample")
+@pytest.mark.filterwarnings("ignore:label is the own class")
 def test_targeted_is_already_there_only_at_its_label():
     problem = affine(12, batch=4)
     label = problem.target.clone()

@@ -80,7 +80,7 @@ def test_probabilities_are_warned_of(layer):
         eb.recipe("fgsm", eps=0.1)(model, x, target)
 
 
-@pytest.mark.filterwarnings("ignore:label is the sample")
+@pytest.mark.filterwarnings("ignore:label is the own class")
 def test_a_targeted_attack_on_its_own_label_fools_nobody():
     model, x = small(), images()
     target = model(x).argmax(1)

@@ -133,7 +133,7 @@ def test_outputs_that_are_not_finite_are_never_a_success(value):
 
 
 @pytest.mark.parametrize("label", [3, LABELS[:5]], ids=["one", "each"])
-@pytest.mark.filterwarnings("ignore:label is the sample")
+@pytest.mark.filterwarnings("ignore:label is the own class")
 def test_a_given_label_is_not_chosen_again_where_the_models_own_classes_are_the_target(label):
     model, x = network("tanh"), images(5)
     attack = eb.recipe("targeted", eps=0.2, p=2.0, label=label, stop="never")
@@ -217,7 +217,7 @@ def test_two_classes_from_one_logit():
 def test_a_label_that_is_the_samples_own_class_is_warned_of():
     model = torch.nn.Linear(4, 3)
     x, target = torch.rand(5, 4), torch.tensor([0, 1, 2, 1, 1])
-    with pytest.warns(eb.EpsballWarning, match="the sample's own class in 3 of 5 samples"):
+    with pytest.warns(eb.EpsballWarning, match="label is the own class of some of the samples"):
         result = eb.recipe("targeted", eps=0.1, label=1)(model, x, target)
     assert bool((result.perturbation[target == 1] == 0).all())
     with warnings.catch_warnings():
@@ -245,3 +245,12 @@ def test_a_label_that_is_the_samples_own_class_is_warned_of():
 def test_objectives_without_meaning_are_refused(build, message):
     with pytest.raises(eb.InputError, match=message):
         build()
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_outputs_count_as_finite_up_to_the_largest_number_and_no_further(kind):
+    largest = torch.finfo(kind).max
+    fine = torch.tensor([[0.0, largest, -largest], [-largest, -largest, 1.0]], dtype=kind)
+    broken = torch.tensor([[math.nan, 2.0, 0.0], [0.0, 1.0, -math.inf], [0.0, math.inf, math.nan]], dtype=kind)
+    outputs, target = torch.cat([fine, broken]), torch.zeros(5, dtype=torch.int64)
+    assert eb.Margin().success(outputs, target).tolist() == [True, True, False, False, False]

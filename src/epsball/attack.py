@@ -87,11 +87,11 @@ class Attack:
             self._check_faces()
         if self.schedule.boundary_steps:
             self._check_boundary()
-        if self.schedule.onward is not None:
-            self._check_onward()
+        if self.schedule.continue_step_ball is not None:
+            self._check_continue()
         if self.schedule.widening == "found":
             self._check_found()
-        for option in ("step_ball", "restart_step_ball", "widening", "onward"):
+        for option in ("step_ball", "restart_step_ball", "widening", "continue_step_ball"):
             if getattr(self.schedule, option) is not None and not isinstance(self.constraint, LpBall):
                 raise InputError(
                     f"expected an eb.LpBall with {option}, got a {type(self.constraint).__name__}; leave {option} out."
@@ -138,13 +138,13 @@ class Attack:
                 f"{type(formulation).__name__} over {ball!r}; leave boundary_steps out."
             )
 
-    def _check_onward(self) -> None:
+    def _check_continue(self) -> None:
         """Refuse to go on where a search has no promise of the linear model to judge by."""
         objective, formulation = self.objective, self.formulation
         if type(formulation) is not ShrinkingBall or not isinstance(objective, Ranked) or not objective.early:
             raise InputError(
-                "expected eb.ShrinkingBall() and eb.Ranked(early=True) for onward, which judges by the linear model at "
-                f"x, got {type(formulation).__name__} and {objective!r}; leave onward out."
+                "expected eb.ShrinkingBall() and eb.Ranked(early=True) for continue_step_ball, which judges by the "
+                f"linear model at x, got {type(formulation).__name__} and {objective!r}; leave continue_step_ball out."
             )
 
     def _check_faces(self) -> None:

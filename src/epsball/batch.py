@@ -63,7 +63,7 @@ class State:
     def count(self, index: Tensor, spent: tuple[Tensor, Tensor, Tensor]) -> None:
         """Add forward passes, backward passes and JVPs of some samples."""
         for total, more in zip((self.forwards, self.backwards, self.jvps), spent, strict=True):
-            if len(index) == len(total):
+            if len(index) == len(total):  # everyone, in order
                 total += more
             else:
                 total.index_add_(0, index, more)
@@ -190,17 +190,17 @@ class Batch:
             torch.where(better, gain, self.best[1]),
         )
 
-    def search(self, state: State, formulation: Formulation, steps: int, *, onward: bool) -> None:
+    def search(self, state: State, formulation: Formulation, steps: int, *, continues: bool) -> None:
         """Begin a minimal-norm search of so many steps with what earlier attempts found as the size to beat.
 
-        From zero, or, onward and where nothing was found, from where the samples stand.
+        From zero, or from where the samples stand: where it continues, and where nothing was found.
         """
         self.rate, self.leap = formulation.rate, 1.0 + min(1.0, formulation.haste / steps)
         within = isinstance(formulation, ShrinkingBall) and formulation.within
         self.goal = self.constraint if within else None
         floor = self.constraint.eps_of(self.x) if within else None
         self.radius = Radius.of(self.eta, state.size[self.index], self.rate, floor)
-        if not onward:
+        if not continues:
             self.eta = torch.where(expand(self.radius.found, self.eta), 0.0, self.eta)
 
     def start(self, *, boundary: bool) -> Tensor:

@@ -45,7 +45,7 @@ def attempt(
     batch.momentum = schedule.restart_momentum if restart else 0.0
     batch.step_ball = schedule.ball(restart)
     if formulation.follows:
-        batch.search(state, formulation, steps, onward=start == "found")
+        batch.search(state, formulation, steps, continues=start == "found")
     state.broken[everyone], state.flat[everyone] = False, False  # of an earlier attempt
     if start == "corners":
         batch.eta = batch.constraint.lmo(block_signs(batch.x, batch.streams.fork(0)), batch.x)

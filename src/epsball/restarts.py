@@ -88,13 +88,12 @@ def _search(
         state.eta = torch.where(expand(objective.success(expansion.outputs, problem.target), state.eta), 0.0, state.eta)
         labels = objective.ranking.chosen(expansion.outputs, problem.target).gather(1, order)
         problem = problem.turned(objective.ranked(labels, everyone, len(everyone)))
-    active = others = everyone
-    stuck = everyone[:0]
+    others, stuck = everyone, everyone[:0]
     for number in range(attack.schedule.restarts):
-        if number == _JUDGED and attack.schedule.onward is not None:
+        if number == _JUDGED and attack.schedule.continue_step_ball is not None:
             share = state.size[others] / promised[others]
             bent = state.size[others].isfinite() & ~((share > _TRUSTED[0]) & (share < _TRUSTED[1]))
-            stuck = _go_onward(attack, problem, constraint, state, others[bent])
+            stuck = _go_on(attack, problem, constraint, state, others[bent])
             others = others[~bent]
         elif number == _JUDGED + 1 and len(stuck):
             # In place of the steps that they could not take.
@@ -103,8 +102,7 @@ def _search(
             continue
         _one(attack, problem, constraint, state, others, number, stops=False, shared=shared)
         others = others[state.size[others] > constraint.unit]
-    active = active[state.size[active] > constraint.unit]
-    left = active
+    left = active = everyone[state.size > constraint.unit]
     for _ in range(formulation.polish):
         left = _polish(attack, problem, constraint, state, left)
         if len(left) == 0:
@@ -113,7 +111,7 @@ def _search(
         follow_boundary(problem, constraint, state, active, attack.schedule.boundary_steps)
 
 
-def _go_onward(attack: Parts, problem: Problem, constraint: ConstraintSet, state: State, bent: Tensor) -> Tensor:
+def _go_on(attack: Parts, problem: Problem, constraint: ConstraintSet, state: State, bent: Tensor) -> Tensor:
     """Let samples go on from their smallest success, with the steps of the attempts that are left.
 
     Return who could not take a step, since the gradient there is zero or not finite.
@@ -122,7 +120,9 @@ def _go_onward(attack: Parts, problem: Problem, constraint: ConstraintSet, state
         return bent
     plan = attack.schedule
     steps = (plan.restarts - _JUDGED) * plan.length(_JUDGED)
-    longer = replace(cast(Any, attack), schedule=replace(plan, restart_steps=steps, restart_step_ball=plan.onward))
+    longer = replace(
+        cast(Any, attack), schedule=replace(plan, restart_steps=steps, restart_step_ball=plan.continue_step_ball)
+    )
     before = state.backwards[bent]
     attempt(longer, problem, constraint, state, bent, _JUDGED, stops=False, shared=False, start="found")
     return bent[(state.flat[bent] | state.broken[bent]) & (state.backwards[bent] <= before + 1)]

@@ -50,10 +50,10 @@ class Schedule:
     stop="never". restart_step_ball: step_ball of the attempts after the first, the same by default.
     boundary_steps: after the attempts of a minimal-norm search in the ℓ1 norm, so many trust-region steps along the
     decision boundary, one forward and one backward pass each.
-    onward: (p, share), with at least 3 attempts of a minimal-norm search: where the size of what two attempts found is
-    far from what the linear model at x had promised, the model is bent, and the steps of the other attempts are spent
-    on one that goes on from there and raises what the first did, over a ball as in step_ball. Where there is no
-    gradient, all other attempts but one are made.
+    continue_step_ball: (p, share), with at least 3 attempts of a minimal-norm search: where the size of what two
+    attempts found is far from what the linear model at x had promised, the model is bent, and the steps of the other
+    attempts are spent on one that goes on from there and raises what the first did, over a ball as in step_ball. Where
+    there is no gradient, all other attempts but one are made.
     """
 
     steps: int = 1
@@ -73,7 +73,7 @@ class Schedule:
     widening: tuple[float, float] | Literal["found"] | None = None
     restart_step_ball: tuple[float, float] | None = None
     boundary_steps: int = 0
-    onward: tuple[float, float] | None = None
+    continue_step_ball: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse schedules that cannot be run or that would leave the ball."""
@@ -100,11 +100,11 @@ class Schedule:
             )
         if self.restart_step_ball is not None and self.restarts == 1:
             raise InputError("restart_step_ball is of the attempts after the first, got restarts=1; leave it out.")
-        if self.onward is not None and self.restarts < 3:
+        if self.continue_step_ball is not None and self.restarts < 3:
             raise InputError(
-                f"onward takes the place of attempts after two, got restarts={self.restarts}; leave it out."
+                f"continue_step_ball takes the place of attempts after two, got restarts={self.restarts}; leave it out."
             )
-        for name in ("step_ball", "restart_step_ball", "onward"):
+        for name in ("step_ball", "restart_step_ball", "continue_step_ball"):
             if getattr(self, name) is not None:
                 self._check_step_ball(name, getattr(self, name))
         if self.widening is not None:
@@ -118,7 +118,7 @@ class Schedule:
             raise InputError(
                 'expected update="project" without dither and keep with average=True, whose steps are whole.'
             )
-        further = () if self.onward is None else ((self.restarts - 2) * self.length(2),)
+        further = () if self.continue_step_ball is None else ((self.restarts - 2) * self.length(2),)
         for steps in (self.steps, self.length(1), *further):
             self._check_sizes(steps)
 

@@ -10,6 +10,7 @@ import typer
 
 from epsball.cli import options as o
 from epsball.cli.display import ProgressBar, write, write_markdown
+from epsball.cli.stopping import Stopped
 from epsball.errors import InputError
 
 __all__ = ["paper"]
@@ -79,9 +80,9 @@ def _make(name: str, out: Path, **options: Any) -> None:
     try:
         with ProgressBar() as bar:
             text = function(Setting(out=out, progress=bar, **options))
-    except BaseException as error:
+    except Stopped as error:
         kept = len(list((out / "parts").glob("*.parquet")))
-        if kept and not isinstance(error, Exception):  # a signal
+        if kept:
             error.add_note(f"finished parts are kept: {kept}; the same command with --resume goes on from there.")
         raise
     write_markdown(text)

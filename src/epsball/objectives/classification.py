@@ -104,11 +104,11 @@ class TargetedMargin(Objective):
         if not isinstance(self.label, str):
             label = torch.tensor([self.label] * batch) if isinstance(self.label, int) else self.label
             check_class_range(check_labels(label, batch), outputs.shape[1])
-            own = int((label.to(target.device) == target).sum())
-            if own:
+            if bool((label.to(target.device) == target).any()):
+                # Without their number: it would make each batch's warning another one.
                 warnings.warn(
-                    f"label is the sample's own class in {own} of {batch} samples: its margin over itself is 0 and has "
-                    "no gradient, so these stay as they are; leave them out, or give another label for each sample.",
+                    "label is the own class of some of the samples: its margin over itself is 0 and has no gradient, "
+                    "so these stay as they are; leave them out, or give another label for each sample.",
                     EpsballWarning,
                     stacklevel=6,
                 )

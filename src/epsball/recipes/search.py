@@ -28,7 +28,7 @@ _MANY = 400  # passes from which further gradient steps gain less than random mo
 _STEP_BALL = (1.5, 0.7)  # over which `best` solves its steps at p = 1, whose own move too few entries too far, and
 _SMALLER = (4 / 3, 0.4)  # those of `nearest` and of its own first attempt of several;
 _ONE_STEP = (1.5, 0.15)  # of one step, tried beside the exact one
-_ONWARD, _ONWARD_SPARSE = (2.0, 0.4), (2.0, 0.2)  # those of `nearest` where a sample goes on, and at p = 1
+_GO_ON, _GO_ON_SPARSE = (2.0, 0.4), (2.0, 0.2)  # those of `nearest` where a sample goes on, and at p = 1
 _LONGER, _SOME = 3.0, 5  # the first step of a single attempt of `best` for 1 < p <= 2, and from how many steps on
 _FEW = 9  # attempts up to which it does: with more all classes have their turn, and that is worth more
 
@@ -73,11 +73,11 @@ def _spend(
         steps, restarts, length = max(1, passes - ranking - spared), 1, None
     finds = finds and restarts > 1
     ball = _SMALLER if nearest or finds else _STEP_BALL if steps > 1 else _ONE_STEP
-    longer = tuple(_LONGER * (1.0 - k / steps) ** 2 for k in range(steps)) if rounded and steps >= _SOME else None
+    longer = rounded and restarts == 1 and steps >= _SOME
     wide = (6.0, 0.8) if several else (3.0, 0.5) if steps >= _ENOUGH else None
     return Schedule(
         steps=steps,
-        step_size=longer if longer and not nearest and restarts == 1 else "falling",
+        step_size=tuple(_LONGER * (1.0 - k / steps) ** 2 for k in range(steps)) if longer else "falling",
         widening="found" if finds else wide if sparse and not nearest else None,
         step_ball=ball if sparse else None,
         restart_step_ball=_STEP_BALL if finds and sparse else None,
@@ -86,7 +86,7 @@ def _spend(
         restart_steps=length,
         keep="last" if nearest else "best",
         boundary_steps=boundary,
-        onward=(_ONWARD_SPARSE if sparse else _ONWARD) if bends and 2 < restarts <= _FEW else None,
+        continue_step_ball=(_GO_ON_SPARSE if sparse else _GO_ON) if bends and 2 < restarts <= _FEW else None,
     )
 
 

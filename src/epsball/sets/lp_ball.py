@@ -65,7 +65,7 @@ class LpBall(ConstraintSet):
             radius = expand(eps.clamp_max(_LARGE), x)
             eta = g.sign() * (radius if self.weights is None else radius * self._w(x))
             # Zero is inside the room, so clamping this corner is the exact solution for p = inf, and for it alone.
-            eta = eta if self.bounds is None else between(eta, *self.room(x))
+            eta = self._confined(eta, x)
             if unlimited and bool((eta.abs() >= _LARGE).any()):  # one of the bounds is infinite too
                 raise self._unlimited()
             return eta
@@ -131,8 +131,7 @@ class LpBall(ConstraintSet):
         eps = self.eps_of(x)
         if weight is None and self.p == math.inf:
             radius = expand(eps, x)
-            eta = between(eta.clone(), -radius, radius)
-            return eta if self.bounds is None else between(eta, *self.room(x))
+            return self._confined(between(eta.clone(), -radius, radius), x)
         cap = self.capacity(eta, x).flatten(1)
         return eta.sign() * project_lp(eta.flatten(1).abs(), cap, weight, eps, self.p).view_as(x)
 
@@ -148,12 +147,7 @@ class LpBall(ConstraintSet):
         else:
             radius = expand(self.eps_of(x), x)
             moved = between(g.sign().mul_(share * radius).add_(eta), -radius, radius)
-        if self.bounds is None:
-            return moved
-        lo, hi = (torch.as_tensor(b, dtype=x.dtype, device=x.device).detach() for b in self.bounds)
-        room = (lo - x.detach()).clamp_max_(0.0)
-        moved.clamp_min_(room)
-        return moved.clamp_max_(torch.sub(hi, x.detach(), out=room).clamp_min_(0.0))
+        return self._confined(moved, x)
 
     def size(self, eta: Tensor) -> Tensor:
         """Compute ‖η / w‖_p, (B,); inf where a frozen entry moved."""
@@ -186,7 +180,7 @@ class LpBall(ConstraintSet):
             total = (entry.pow(self.p).flatten(1).sum(1) + extra).pow(1.0 / self.p)
             unit = streams.fork(2).coin(shape, x.dtype) * entry / expand(total, x)
         eta = unit * expand(eps, x) if self.weights is None else unit * expand(eps, x) * self._w(x)
-        return eta if self.bounds is None else torch.clamp(eta, *self.room(x))
+        return self._confined(eta, x)
 
     def snapped(self, x: Tensor, eta: Tensor) -> Tensor:
         """Return a point of the lattice near x + η whose perturbation is in the ball, (B, *S)."""
@@ -197,6 +191,14 @@ class LpBall(ConstraintSet):
     def step(self, share: float, eta: Tensor) -> LpBall:
         """Return the ball of radius share · ε: the triangle inequality keeps the sum of the steps inside."""
         return self.scaled(share)
+
+    def _confined(self, eta: Tensor, x: Tensor) -> Tensor:
+        """Clamp η in place to the room that the bounds leave, one side after the other: fresh memory takes longer."""
+        if self.bounds is None:
+            return eta
+        lo, hi = (torch.as_tensor(b, dtype=x.dtype, device=x.device) for b in self.bounds)
+        eta = eta.clamp_min_((lo - x).clamp_max_(0.0))
+        return eta.clamp_max_((hi - x).clamp_min_(0.0))
 
     def _w(self, x: Tensor) -> Tensor:
         """Return the weights as (1, *S)."""

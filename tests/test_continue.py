@@ -39,12 +39,12 @@ def problem() -> tuple[nn.Module, Tensor, Tensor]:
 
 
 def without(attack: eb.Attack) -> eb.Attack:
-    return replace(attack, schedule=replace(attack.schedule, onward=None))
+    return replace(attack, schedule=replace(attack.schedule, continue_step_ball=None))
 
 
 def bent(attack: eb.Attack, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Tell from outside who is bent: the size after two attempts over the least one that a linear model at x gives."""
-    two = replace(attack.schedule, restarts=2, onward=None, boundary_steps=0)
+    two = replace(attack.schedule, restarts=2, continue_step_ball=None, boundary_steps=0)
     found = replace(attack, formulation=eb.ShrinkingBall(polish=0), schedule=two)(model, x, y).norm
     point = x.clone().requires_grad_()
     scores, least = model(point), torch.full_like(found, math.inf)
@@ -63,13 +63,13 @@ def bent(attack: eb.Attack, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
 def test_samples_go_on_where_the_linear_model_cannot_be_trusted_and_the_others_do_as_before(p):
     model, x, y = problem()
     attack = eb.recipe("nearest", p=p, bounds=(0.0, 1.0))
-    assert attack.schedule.onward is not None
+    assert attack.schedule.continue_step_ball is not None
     result, before = attack(model, x, y), without(attack)(model, x, y)
-    onward = bent(attack, model, x, y)
-    assert 0 < int(onward.sum()) < SAMPLES
-    assert torch.equal(result.perturbation[~onward], before.perturbation[~onward])
+    going_on = bent(attack, model, x, y)
+    assert 0 < int(going_on.sum()) < SAMPLES
+    assert torch.equal(result.perturbation[~going_on], before.perturbation[~going_on])
     changed = (result.perturbation != before.perturbation).flatten(1).any(1)
-    assert int((changed & onward).sum()) > 0
+    assert int((changed & going_on).sum()) > 0
     assert bool(result.success.all())
     assert bool((result.forwards + result.backwards <= 200).all())
 
@@ -90,7 +90,7 @@ def test_no_attempt_makes_what_two_have_found_larger():
     model, x, y = problem()
     attack = eb.recipe("nearest", p=1.0, bounds=(0.0, 1.0))
     plain = replace(attack, formulation=eb.ShrinkingBall(polish=0), schedule=replace(attack.schedule, boundary_steps=0))
-    two = replace(plain, schedule=replace(plain.schedule, restarts=2, onward=None))
+    two = replace(plain, schedule=replace(plain.schedule, restarts=2, continue_step_ball=None))
     assert bool((plain(model, x, y).norm <= two(model, x, y).norm).all())
 
 
@@ -119,9 +119,11 @@ def test_where_there_is_no_gradient_to_go_on_with_further_classes_are_tried():
     x, y = x[y == 0], y[y == 0]
     attack = eb.recipe("nearest", p=2.0, bounds=(0.0, 1.0), passes=150)
     plan = attack.schedule
-    assert plan.onward is not None
+    assert plan.continue_step_ball is not None
     assert plan.restart_steps is not None
-    two, full = (replace(attack, schedule=replace(plan, restarts=n, onward=None)) for n in (2, plan.restarts))
+    two, full = (
+        replace(attack, schedule=replace(plan, restarts=n, continue_step_ball=None)) for n in (2, plan.restarts)
+    )
     result, first, all_of_them = (a(model, x, y) for a in (attack, two, full))
     stuck = bent(attack, model, x, y) & (first.backwards + 1 < result.backwards)
     stuck &= result.backwards < all_of_them.backwards
@@ -131,10 +133,10 @@ def test_where_there_is_no_gradient_to_go_on_with_further_classes_are_tried():
     assert bool((result.forwards + result.backwards <= 300).all())
 
 
-def test_the_steps_onward_have_a_ball_of_their_own():
+def test_the_further_steps_have_a_ball_of_their_own():
     model, x, y = problem()
     attack = eb.recipe("nearest", p=1.0, bounds=(0.0, 1.0))
-    other = replace(attack, schedule=replace(attack.schedule, onward=(2.0, 0.9)))
+    other = replace(attack, schedule=replace(attack.schedule, continue_step_ball=(2.0, 0.9)))
     assert not torch.equal(attack(model, x, y).perturbation, other(model, x, y).perturbation)
 
 
@@ -155,26 +157,28 @@ def test_nobody_goes_on_beyond_order_2_over_groups_or_with_very_few_attempts_or_
         {"p": 2.0, "passes": 1000},
         {"p": 3.0},
     ):
-        assert eb.recipe("nearest", bounds=(0.0, 1.0), **options).schedule.onward is None
+        assert eb.recipe("nearest", bounds=(0.0, 1.0), **options).schedule.continue_step_ball is None
 
 
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: eb.Schedule(update="project", restarts=2, onward=(2.0, 0.2)), "restarts=2; leave it out"),
-        (lambda: eb.Schedule(update="project", restarts=3, onward=0.2), "expected onward as"),
-        (lambda: eb.Schedule(restarts=3, onward=(2.0, 0.2)), 'update="project"'),
+        (lambda: eb.Schedule(update="project", restarts=2, continue_step_ball=(2.0, 0.2)), "restarts=2; leave it out"),
+        (lambda: eb.Schedule(update="project", restarts=3, continue_step_ball=0.2), "expected continue_step_ball as"),
+        (lambda: eb.Schedule(restarts=3, continue_step_ball=(2.0, 0.2)), 'update="project"'),
         (
-            lambda: eb.Schedule(steps=3, step_size=(2.0, 1.0, 0.5), update="project", restarts=4, onward=(2.0, 0.2)),
+            lambda: eb.Schedule(
+                steps=3, step_size=(2.0, 1.0, 0.5), update="project", restarts=4, continue_step_ball=(2.0, 0.2)
+            ),
             "one for each of the 6 steps, got 3",
         ),
         (
             lambda: eb.Attack(
                 eb.LpBall(2.0, eps=1.0),
                 eb.Ranked(),
-                schedule=eb.Schedule(update="project", restarts=3, onward=(2.0, 0.2)),
+                schedule=eb.Schedule(update="project", restarts=3, continue_step_ball=(2.0, 0.2)),
             ),
-            "for onward",
+            "for continue_step_ball",
         ),
         (
             lambda: replace(eb.recipe("nearest", p=2.0), objective=eb.Ranked(eb.Margin("runner-up"), early=False)),

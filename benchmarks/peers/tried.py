@@ -1,0 +1,87 @@
+"""What was tried in the cells that `best` and `nearest` do not win: each trial beside the recipe, on the same samples.
+
+EPSBALL_DATA=... python -m benchmarks.peers.tried
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import torch
+from benchmarks.peers import networks
+
+import epsball as eb
+from epsball.objectives import Ranked
+
+Trials = Iterator[tuple[str, eb.Attack]]
+
+
+def few_steps(eps: float) -> Trials:
+    """`best` at p = 2 with ten steps."""
+    whole = eb.recipe("best", p=2.0, eps=eps, passes=10, bounds=(0.0, 1.0))
+    steps = whole.schedule.steps
+    yield "whole", whole
+    yield "on the margin", replace(whole, objective=Ranked(eb.Margin("runner-up")))
+    yield "from a random point", replace(whole, schedule=replace(whole.schedule, random_start=True))
+    for size in (1.0, 1.5, 2.0, 2.5, 4.0):
+        for power in (1, 2):
+            sizes = tuple(size * (1.0 - step / steps) ** power for step in range(steps))
+            yield (
+                f"steps from {size:g} balls, power {power}",
+                replace(whole, schedule=replace(whole.schedule, step_size=sizes)),
+            )
+
+
+def search_first(eps: float, passes: int) -> Trials:
+    """`best` at p = 1 with several attempts."""
+    whole = eb.recipe("best", p=1.0, eps=eps, passes=passes, bounds=(0.0, 1.0))
+    plan = whole.schedule
+    yield "whole", whole
+    yield "rounder steps of the search", replace(whole, schedule=replace(plan, step_ball=(1.5, 0.3)))
+    if plan.restarts > 2:
+        longer = replace(plan, steps=plan.steps + plan.length(1) + 1, restarts=plan.restarts - 1)
+        yield "a longer search, an attempt fewer", replace(whole, schedule=longer)
+
+
+def many_passes() -> Trials:
+    """`nearest` at p = 2 with 1,000 passes."""
+    whole = eb.recipe("nearest", p=2.0, passes=1000, bounds=(0.0, 1.0))
+    plan = whole.schedule
+    longer = replace(plan, steps=plan.steps + 6 * plan.length(1), restarts=plan.restarts - 6)
+    fewer = replace(plan, restarts=plan.restarts - 1)
+    yield "whole", whole
+    yield "ten polishes, an attempt fewer", replace(whole, formulation=eb.ShrinkingBall(polish=10), schedule=fewer)
+    yield "a longer first attempt, six fewer", replace(whole, schedule=longer)
+    yield "going on", replace(whole, schedule=replace(plan, continue_step_ball=(2.0, 0.1)))
+
+
+def compare(network: str, title: str, trials: Trials, measure: Callable[[eb.AttackResult], float]) -> None:
+    model = networks.load(network)
+    x, y, _ = networks.samples(network, model, 64 if network.startswith("cifar10") else 256)
+    for name, attack in trials:
+        value = measure(attack(model, x, y, seed=0, sample_id=torch.arange(len(x))))
+        print(f"{network:15s} {title:38s} {name:36s} {value:.4f}", flush=True)
+
+
+def fooled(result: eb.AttackResult) -> float:
+    return float(result.success.float().mean())
+
+
+def size(result: eb.AttackResult) -> float:
+    return float(torch.where(result.success, result.norm, math.inf).mean())
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    for eps in (1.0, 1.5):
+        compare("mnist-fcnn", f"best, p = 2, eps {eps:g}, 10 passes", few_steps(eps), fooled)
+    for network, eps in (("cifar10-resnet", 3.0), ("mnist-robust", 10.0)):
+        for passes in (40, 100):
+            compare(network, f"best, p = 1, eps {eps:g}, {passes} passes", search_first(eps, passes), fooled)
+    compare("cifar10-resnet", "nearest, p = 2, 1,000 passes", many_passes(), size)
+
+
+if __name__ == "__main__":
+    main()
