@@ -28,6 +28,9 @@ from epsball.recipes.search import _spend
 
 ALONE = "moves without blocks of other ends"
 EPS = {
+    ("mnist-fcnn", 1.0): 4.0,
+    ("mnist-fcnn", 2.0): 1.0,
+    ("mnist-fcnn", math.inf): 0.05,
     ("mnist-lenet5", 1.0): 8.0,
     ("mnist-robust", 1.0): 6.0,
     ("cifar10-nin", 1.0): 3.0,
@@ -42,19 +45,22 @@ EPS = {
 
 def variants_of_best(p: float, eps: float, passes: int) -> dict[str, eb.Attack]:
     whole = eb.recipe("best", p=p, eps=eps, bounds=(0.0, 1.0), passes=passes)
-    plan, steps = whole.schedule, replace(whole, schedule=_spend(passes, sparse=p == 1.0))
+    turns = whole.schedule.turn_after is not None
+    plan = straight(whole.schedule) if turns else whole.schedule
+    steps = replace(whole, schedule=_spend(passes, sparse=p == 1.0))
     last = 2.5 / plan.steps  # the constant step of projected gradient attacks
     left = passes - plan.block_moves // 2
-    every = replace(plan, step_size=last, restart_steps=plan.steps, restarts=max(1, left // plan.steps))
+    every = replace(plan, step_size=last, falls_from=2.0, restart_steps=plan.steps, restarts=max(1, left // plan.steps))
     searches = plan.widening == "found"
     inside = replace(plan, widening=None, step_ball=plan.restart_step_ball) if searches else plan
     random = replace(inside, random_start=True, restart_corners=False, restart_momentum=0.0)
-    parts = of_search(whole, inside) if searches else of_none(whole)
+    parts = of_search(whole, inside) if searches else of_none(replace(whole, schedule=plan))
     return {
         "whole": whole,
         **(of_many_passes(whole, passes) if plan.block_moves else {}),
         **own_steps(whole),
         **parts,
+        **(of_turning(whole) if turns else {}),
         "one attempt, no classes ranked": replace(
             steps, objective=ranked(9), schedule=replace(steps.schedule, steps=passes - 1, restarts=1)
         ),
@@ -77,6 +83,17 @@ def of_none(whole: eb.Attack) -> dict[str, eb.Attack]:
     return {
         "first attempt on the margin": replace(whole, objective=margin),
         "last point instead of the best": replace(whole, schedule=replace(whole.schedule, keep="last")),
+    }
+
+
+def straight(plan: eb.Schedule) -> eb.Schedule:
+    return replace(plan, turn_after=None, restarts=1, restart_steps=None)
+
+
+def of_turning(whole: eb.Attack) -> dict[str, eb.Attack]:
+    return {
+        "no turning to other classes": replace(whole, schedule=straight(whole.schedule)),
+        "steps from two balls": replace(whole, schedule=replace(whole.schedule, falls_from=2.0)),
     }
 
 

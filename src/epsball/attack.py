@@ -89,6 +89,8 @@ class Attack:
             self._check_boundary()
         if self.schedule.continue_step_ball is not None:
             self._check_continue()
+        if self.schedule.turn_after is not None:
+            self._check_turn()
         if self.schedule.widening == "found":
             self._check_found()
         for option in ("step_ball", "restart_step_ball", "widening", "continue_step_ball"):
@@ -145,6 +147,16 @@ class Attack:
             raise InputError(
                 "expected eb.ShrinkingBall() and eb.Ranked(early=True) for continue_step_ball, which judges by the "
                 f"linear model at x, got {type(formulation).__name__} and {objective!r}; leave continue_step_ball out."
+            )
+
+    def _check_turn(self) -> None:
+        """Refuse to turn to other classes where there are none, or other attempts begin elsewhere."""
+        schedule = self.schedule
+        plain = not (schedule.random_start or schedule.restart_corners or any(schedule.dithers(True)))
+        if type(self.formulation) is not NormConstrained or not isinstance(self.objective, Ranked) or not plain:
+            raise InputError(
+                "expected eb.NormConstrained(), eb.Ranked() and no random starts or dither with turn_after, got "
+                f"{type(self.formulation).__name__} and {self.objective!r}; leave turn_after out."
             )
 
     def _check_faces(self) -> None:

@@ -24,6 +24,9 @@ from epsball.tensors import expand
 
 __all__ = ["Batch", "Parts", "State", "place"]
 
+_PACED = 2  # steps over which the pace of an attempt is taken, and
+_STALLED = 0.06  # the share of what it gained in all below which it hardly gains: it is 0.2 and more where models bend
+
 
 class Parts(Protocol):
     """What the loop needs to know of an attack."""
@@ -58,6 +61,7 @@ class State:
     feasible: Tensor
     exact: Tensor  # whether every local problem was solved globally
     kkt: Tensor  # the largest relative KKT residual, NaN where no solver has one
+    stalled: Tensor  # whether it left an attempt that would have led nowhere
     size: Tensor  # of the smallest success that a minimal-norm search has kept in eta, inf before the first
 
     def count(self, index: Tensor, spent: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -82,6 +86,7 @@ class State:
             broken=flag.clone(),
             feasible=~flag,
             exact=~flag,
+            stalled=flag.clone(),
             kkt=torch.full((len(x),), math.nan, dtype=torch.float64, device=x.device),
             size=torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device),
         )
@@ -108,6 +113,7 @@ class Batch:
     average: Expansion | None = None  # of the linearisations so far, as functions of the whole perturbation
     step_ball: tuple[float, float] | None = None  # over which steps are solved
     goal: ConstraintSet | None = None  # the set itself, while the steps go over one as large or larger
+    gains: tuple[Tensor, Tensor] | None = None  # the largest at x and two steps before an attempt is judged, (B,)
 
     @classmethod
     def of(cls, problem: Problem, constraint: ConstraintSet, state: State, streams: Generators, index: Tensor) -> Batch:
@@ -145,6 +151,7 @@ class Batch:
             None if self.average is None else self.average.take(index),
             self.step_ball,
             None if self.goal is None else self.goal.take(index),
+            None if self.gains is None else (self.gains[0][index], self.gains[1][index]),
         )
 
     def widen(self, factor: float) -> None:
@@ -189,6 +196,24 @@ class Batch:
             torch.where(expand(better, self.eta), self.eta, self.best[0]),
             torch.where(better, gain, self.best[1]),
         )
+
+    def stalls(self, step: int, turn: int, steps: int) -> Tensor | None:
+        """Tell at step `turn` of so many who hardly gains any more and at this pace would not succeed, (B,) bool.
+
+        None at other steps; those before are to be told too.
+        """
+        if self.best is None or step > turn:
+            return None
+        largest = self.best[1]
+        if step == 0:
+            self.gains = largest, largest
+        elif step == turn - _PACED and self.gains is not None:
+            self.gains = self.gains[0], largest
+        if step < turn or self.gains is None:
+            return None
+        first, before = self.gains
+        more = largest - before
+        return (more <= _STALLED * (largest - first)) & (-largest > more * (steps - step) / _PACED)
 
     def search(self, state: State, formulation: Formulation, steps: int, *, continues: bool) -> None:
         """Begin a minimal-norm search of so many steps with what earlier attempts found as the size to beat.

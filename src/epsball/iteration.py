@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Literal
 
@@ -52,6 +53,9 @@ def attempt(
     elif start == "random" or not formulation.uses_model:
         batch.eta = batch.start(boundary=not formulation.uses_model)
     usual: Tensor | None = None
+    turns = stops and schedule.turn_after is not None and restart == 0
+    turn = math.ceil((schedule.turn_after or 0.0) * steps) if turns else -1
+    alone = schedule.restarts == 1 or (schedule.turn_after is not None and restart == 0)
     at_x = start == "x" and (batch.radius is None or batch.goal is not None)
     for step in range(steps if formulation.uses_model else 0):
         batch.widen(factors[step])
@@ -77,6 +81,9 @@ def attempt(
             done = batch.follow(batch.radius, expansion, point, shares[step] / shares[0])
         if schedule.keep == "best" and not dithered:
             batch.keep(expansion.outputs)
+        if (stalled := batch.stalls(step, turn, steps)) is not None:
+            state.stalled[batch.index] = stalled & ~done
+            done = done | stalled
         finite, flat = expansion.finite_and_flat()
         state.count(batch.index, expansion.spent())
         broken = ~finite
@@ -99,7 +106,7 @@ def attempt(
         if dithered:
             expansion = expansion.around(point - offset)
         solve = partial(_step, attack, problem, batch, state, expansion, offset, step, shares[step])
-        if step == steps - 1 and schedule.keep == "best" and schedule.restarts == 1 and batch.radius is None:
+        if step == steps - 1 and schedule.keep == "best" and alone and batch.radius is None:
             usual = solve(last=False)[0] if isinstance(expansion, Expansion) else None
         updated, feasible = solve(last=step == steps - 1)
         del solve

@@ -45,6 +45,8 @@ def run(attack: Parts, problem: Problem, started: float, *, shared: bool) -> Att
     random = schedule.random_start or schedule.restart_corners or dithered or not formulation.uses_model
     if formulation.follows:
         _search(attack, problem, formulation.searched(free), state, everyone, shared=shared)
+    elif schedule.turn_after is not None:
+        _turn(attack, problem, free, state, everyone, stops=stops, shared=shared)
     elif not schedule.block_moves and (schedule.restarts == 1 or not (random or isinstance(problem.objective, Ranked))):
         _one(attack, problem, free, state, everyone, 0, stops=stops, shared=shared)
     else:
@@ -128,7 +130,7 @@ def _go_on(attack: Parts, problem: Problem, constraint: ConstraintSet, state: St
     return bent[(state.flat[bent] | state.broken[bent]) & (state.backwards[bent] <= before + 1)]
 
 
-def _best(
+def _turn(
     attack: Parts,
     problem: Problem,
     constraint: ConstraintSet,
@@ -138,21 +140,49 @@ def _best(
     stops: bool,
     shared: bool,
 ) -> None:
-    """Make the attempts of the others, and leave the best perturbation of each sample in the state."""
-    best_eta = torch.zeros_like(state.eta)
+    """Make one attempt, and those to other classes with the samples that it leads nowhere; keep the best of each."""
+    _one(attack, problem, constraint, state, everyone, 0, stops=stops, shared=shared)
+    stalled = everyone[state.stalled]
+    if len(stalled) == 0:
+        return
+    objective, target = cast(Ranked, problem.objective), problem.target[stalled]
+    scores = problem.craft_outputs(problem.x[stalled])
+    state.forwards[stalled] += 1
+    count = min(attack.schedule.restarts, objective.classes, scores.shape[1] - 1)
+    labels = scores.scatter(1, target[:, None], -torch.inf).topk(count, dim=1).indices[:, 1:]
+    turned = problem.turned(objective.ranked(labels, stalled, len(everyone)))
+    _best(attack, turned, constraint, state, stalled, stops=stops, shared=shared, begun=True)
+
+
+def _best(
+    attack: Parts,
+    problem: Problem,
+    constraint: ConstraintSet,
+    state: State,
+    everyone: Tensor,
+    *,
+    stops: bool,
+    shared: bool,
+    begun: bool = False,
+) -> None:
+    """Make the attempts of the others, and leave the best perturbation of each sample in the state.
+
+    begun: the first attempt has been made.
+    """
+    best_eta = state.eta.clone()
     best_score = problem.x.new_full((len(problem.x),), -torch.inf)
     best_success = torch.zeros_like(state.flat)
     best_flags, best_kkt = _flags(state), state.kkt.clone()
     budgeted = attack.formulation.budgeted
-    best_attempt = torch.zeros_like(everyone)
+    best_attempt = torch.zeros(len(problem.x), dtype=torch.int64, device=problem.x.device)
     ends = Ends()
     active = everyone
     for restart in range(attack.schedule.restarts):
-        state.eta[active] = 0.0
-        if restart == 0 and stops and attack.schedule.widening == "found":
-            _one(_finding(attack), problem, constraint, state, active, restart, stops=False, shared=shared)
-        else:
-            _one(attack, problem, constraint, state, active, restart, stops=stops, shared=shared)
+        if restart > 0 or not begun:
+            state.eta[active] = 0.0
+            finds = restart == 0 and stops and attack.schedule.widening == "found"
+            made = _finding(attack) if finds else attack
+            _one(made, problem, constraint, state, active, restart, stops=stops and not finds, shared=shared)
         placed = place(problem.x[active], state.eta[active], constraint)
         outputs, objective = problem.outputs(placed), problem.objective.take(active)
         state.forwards[active] += 1
@@ -173,7 +203,7 @@ def _best(
         active = active[~success] if stops and budgeted else active
         if len(active) == 0:
             break
-        if restart == 0 and attack.schedule.restarts > 1:
+        if restart == 0 and attack.schedule.restarts > 1 and not begun:
             problem = _ranked(attack, problem, constraint, state, active)
     tried = best_score > -torch.inf
     state.flat, state.broken, state.feasible, state.exact = torch.where(tried, best_flags, _flags(state)).unbind(0)

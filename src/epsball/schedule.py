@@ -18,7 +18,8 @@ class Schedule:
     """How the linearised problems are iterated; sizes are shares of ε, so that one schedule serves every budget.
 
     steps: T, the number of linearisations. step_size: the share of ε that each step may take, a number or one for each
-    step, or "falling": 2 (1 - t/T)², from twice the ball down to nothing; 1/T by default. step_ball: (p, share), to
+    step, or "falling": 2 (1 - t/T)², from twice the ball down to nothing; 1/T by default. falls_from: with "falling",
+    how many balls the first step is long instead of two. step_ball: (p, share), to
     solve projected steps over an ℓp ball of this share of their size instead of the set's own: at p = 1 a step moves
     few entries all the way, where the linear model no longer holds; over (4/3, 0.4) it moves more of them less. dither:
     the radius ε̃ of the random offset at which each step linearises, as a share of ε, a number or one for each step;
@@ -54,6 +55,9 @@ class Schedule:
     attempts found is far from what the linear model at x had promised, the model is bent, and the steps of the other
     attempts are spent on one that goes on from there and raises what the first did, over a ball as in step_ball. Where
     there is no gradient, all other attempts but one are made.
+    turn_after: with keep="best", restarts and eb.Ranked, the share of the steps of the first attempt after which it
+    leaves samples that hardly gain any more and at their pace would not succeed. Only these make the other attempts,
+    from x to the classes whose scores come second, third and so on there, or from random points where there is none.
     """
 
     steps: int = 1
@@ -74,6 +78,8 @@ class Schedule:
     restart_step_ball: tuple[float, float] | None = None
     boundary_steps: int = 0
     continue_step_ball: tuple[float, float] | None = None
+    falls_from: float = 2.0
+    turn_after: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse schedules that cannot be run or that would leave the ball."""
@@ -107,6 +113,12 @@ class Schedule:
         for name in ("step_ball", "restart_step_ball", "continue_step_ball"):
             if getattr(self, name) is not None:
                 self._check_step_ball(name, getattr(self, name))
+        if self.turn_after is not None:
+            self._check_turn(self.turn_after)
+        if not isinstance(self.falls_from, Real) or not 0.0 < self.falls_from < math.inf:
+            raise InputError(f"expected falls_from > 0, in balls, got {self.falls_from!r}.")
+        if self.falls_from != 2.0 and (self.step_size != "falling" or self.average):
+            raise InputError('expected step_size="falling" without average=True for falls_from; leave it out.')
         if self.widening is not None:
             self._check_widening(self.widening)
         momentum = self.restart_momentum
@@ -131,6 +143,14 @@ class Schedule:
         if self.update != "project" or self.average:
             raise InputError(
                 f'expected update="project" without average=True for {name}, whose steps leave the set; leave it out.'
+            )
+
+    def _check_turn(self, given: object) -> None:
+        if not isinstance(given, Real) or not 0.0 < float(given) < 1.0:
+            raise InputError(f"expected 0 < turn_after < 1, a share of the steps, got {given!r}.")
+        if self.keep != "best" or self.restarts == 1 or self.widening is not None or self.block_moves:
+            raise InputError(
+                'expected keep="best" and restarts, without widening and block_moves, for turn_after; leave it out.'
             )
 
     def _check_widening(self, given: object) -> None:
@@ -173,7 +193,7 @@ class Schedule:
         if self.step_size == "falling" and self.average:
             return tuple(0.4 - 0.35 * step / count for step in range(count))
         if self.step_size == "falling":
-            return tuple(2.0 * (1.0 - step / count) ** 2 for step in range(count))
+            return tuple(self.falls_from * (1.0 - step / count) ** 2 for step in range(count))
         size = 1.0 / count if self.step_size is None else self.step_size
         return self._each("step_size", size, count)
 

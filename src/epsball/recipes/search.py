@@ -29,8 +29,10 @@ _STEP_BALL = (1.5, 0.7)  # over which `best` solves its steps at p = 1, whose ow
 _SMALLER = (4 / 3, 0.4)  # those of `nearest` and of its own first attempt of several;
 _ONE_STEP = (1.5, 0.15)  # of one step, tried beside the exact one
 _GO_ON, _GO_ON_SPARSE = (2.0, 0.4), (2.0, 0.2)  # those of `nearest` where a sample goes on, and at p = 1
-_LONGER, _SOME = 3.0, 5  # the first step of a single attempt of `best` for 1 < p <= 2, and from how many steps on
 _FEW = 9  # attempts up to which it does: with more all classes have their turn, and that is worth more
+_LONGER, _SOME = 3.0, 5  # the first step of a single attempt of `best` for 1 < p <= 2, and from how many steps on
+_TURN = 0.5  # the share of its steps after which samples may turn to another class,
+_TURNS, _TWICE = 10, 18  # from so many steps on, and to two classes
 
 
 def _spend(
@@ -50,7 +52,7 @@ def _spend(
     Where there is but one attempt, `best` ranks nothing, and `nearest` where it pays. spared: passes that are left
     for something else. finds: the first of several attempts of `best` is a search with a shrinking ball. bends: where
     the model is bent, `nearest` goes on from what it has found. rounded: the ball has no corners, and a single attempt
-    of `best` begins with longer steps.
+    of `best` begins with longer steps, and leaves samples that it leads nowhere.
     """
     early = passes >= _EARLY + _POLISHING
     fewest, boundary = 1, 0
@@ -74,10 +76,17 @@ def _spend(
     finds = finds and restarts > 1
     ball = _SMALLER if nearest or finds else _STEP_BALL if steps > 1 else _ONE_STEP
     longer = rounded and restarts == 1 and steps >= _SOME
+    turns = rounded and restarts == 1 and steps >= _TURNS
+    if turns:
+        # Judged in forward passes alone, two a class, what it takes is what one attempt does.
+        others = 1 if steps < _TWICE else 2
+        restarts, length = 1 + others, (steps - math.ceil(_TURN * steps) - 1) // others - 1
     wide = (6.0, 0.8) if several else (3.0, 0.5) if steps >= _ENOUGH else None
     return Schedule(
         steps=steps,
-        step_size=tuple(_LONGER * (1.0 - k / steps) ** 2 for k in range(steps)) if longer else "falling",
+        step_size="falling",
+        falls_from=_LONGER if longer else 2.0,
+        turn_after=_TURN if turns else None,
         widening="found" if finds else wide if sparse and not nearest else None,
         step_ball=ball if sparse else None,
         restart_step_ball=_STEP_BALL if finds and sparse else None,

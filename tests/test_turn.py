@@ -1,0 +1,223 @@
+"""A single attempt of `best` leaves samples that it leads nowhere, which then try the other classes."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from benchmarks.peers import networks as compared
+from torch import Tensor, nn
+
+import epsball as eb
+from epsball import networks
+from epsball.batch import _STALLED
+from epsball.data import load
+from epsball.errors import InputError
+
+EPS = 1.6
+
+
+class Pit(nn.Module):
+    """Three classes along the first entry: the second is near and never reached, the third lies the other way.
+
+    f_1 = depth tanh(-5 z) - 0.05 z - 1 < 0 for z >= -2, where depth <= 0.9, and f_2 = 2 z - 3 is above 0 from z = 1.5.
+    """
+
+    def __init__(self, depth: float = 0.8) -> None:
+        super().__init__()
+        self.depth = depth
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores (B, 3)."""
+        z = x[:, 0]
+        return torch.stack([0.0 * z, self.depth * torch.tanh(-5.0 * z) - 0.05 * z - 1.0, 2.0 * z - 3.0], 1)
+
+
+def pits(samples: int = 7) -> tuple[Tensor, Tensor]:
+    x = torch.zeros(samples, 3, dtype=torch.float64)
+    x[:, 1] = torch.arange(samples)
+    return x, torch.zeros(samples, dtype=torch.int64)
+
+
+def best(p: float, passes: int, **options: object) -> eb.Attack:
+    return eb.recipe("best", p=p, eps=EPS, passes=passes, **options)
+
+
+def straight(attack: eb.Attack) -> eb.Attack:
+    return replace(attack, schedule=replace(attack.schedule, turn_after=None, restarts=1, restart_steps=None))
+
+
+@pytest.mark.parametrize("passes", [10, 17, 18, 25, 34, 35])
+@pytest.mark.parametrize("p", [1.3, 2.0])
+def test_a_sample_that_is_led_into_a_pit_turns_to_another_class(p, passes):
+    x, y = pits()
+    attack = best(p, passes)
+    assert not straight(attack)(Pit(), x, y).success.any()
+    result = attack(Pit(), x, y)
+    assert bool(result.success.all())
+    assert bool((result.outputs.argmax(1) == 2).all())
+    assert bool((result.norm <= EPS * (1 + 1e-9)).all())
+
+
+@pytest.mark.parametrize("passes", [10, 20, 34])
+def test_where_no_class_succeeds_the_point_that_gained_most_is_kept(passes):
+    x, y = pits()
+    attack = replace(best(2.0, passes), constraint=eb.LpBall(2.0, 1.2))  # class 2 is out of reach
+    result, before = attack(Pit(), x, y), straight(attack)(Pit(), x, y)
+    assert not result.success.any()
+    assert bool((result.gain >= before.gain).all())
+    assert bool((result.backwards > passes // 2 + 1).all())
+
+
+@pytest.mark.parametrize("p", [1.5, 2.0])
+@pytest.mark.parametrize("passes", [10, 20])
+def test_the_others_do_as_before_and_nobody_depends_on_the_batch(p, passes):
+    data = load("digits", split="test").head(200)
+    model = networks.load("digits-fcnn")
+    attack = eb.recipe("best", p=p, eps=1.1, passes=passes, bounds=data.bounds)
+    result, before = (a(model, data.x, data.target) for a in (attack, straight(attack)))
+    same = (result.perturbation == before.perturbation).flatten(1).all(1)
+    assert int(same.sum()) > 100
+    assert int((~same).sum()) > 0
+    assert int(result.success.sum()) >= int(before.success.sum())
+    # Whoever does as before spends what it did.
+    assert torch.equal(result.forwards[same & result.success], before.forwards[same & result.success])
+    some = torch.cat([(~same).nonzero()[:3, 0], same.nonzero()[:3, 0]])
+    for i in some.tolist():
+        alone = attack(model, data.x[i : i + 1], data.target[i : i + 1], sample_id=torch.tensor([i]))
+        assert torch.allclose(alone.perturbation, result.perturbation[i : i + 1], atol=1e-5)
+        assert int(alone.backwards) == int(result.backwards[i])
+
+
+@pytest.mark.parametrize("passes", [10, 18, 30, 35])
+@pytest.mark.parametrize("p", [1.5, 2.0])
+def test_turning_takes_no_more_than_one_attempt_does(p, passes):
+    x, y = pits()
+    attack = replace(best(p, passes), constraint=eb.LpBall(p, 1.2))
+    result = attack(Pit(), x, y)
+    # One attempt is judged at two points, and what it found once more.
+    assert bool((result.forwards + result.backwards <= 2 * passes + 3).all())
+    assert bool((result.backwards <= passes).all())
+
+
+def test_a_sample_whose_gain_still_rises_goes_on():
+    # A bent model on which every step gains a good share of what there was before.
+    model = nn.Sequential(nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 2)).double()
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.copy_(torch.randn(weight.shape, generator=generator, dtype=torch.float64))
+    x = torch.randn(40, 4, generator=generator, dtype=torch.float64)
+    y = model(x).argmax(1)
+    short = eb.Schedule(
+        steps=10, step_size=(0.1,) * 10, update="project", keep="best", restarts=2, restart_steps=None, turn_after=0.5
+    )
+    attack = eb.Attack(eb.LpBall(2.0, 0.2), eb.Ranked(), schedule=short)
+    result, before = attack(model, x, y), straight(attack)(model, x, y)
+    assert torch.equal(result.perturbation, before.perturbation)
+    assert bool((result.backwards == before.backwards).all())
+
+
+@pytest.mark.parametrize("gains", [(0.5, 0.46, 0.49), (0.5, 0.30, 0.31), (0.5, 0.5, 0.5), (0.5, 0.02, 0.021)])
+def test_who_stalls(gains):
+    """The two conditions, worked out by hand from what was missing at x, two steps ago and now, of 10 steps at 5."""
+    from epsball.batch import Batch
+
+    batch = Batch.__new__(Batch)
+    batch.gains, missing = None, [-torch.tensor([g], dtype=torch.float64) for g in gains]
+    found = {}
+    for step, gain in ((0, missing[0]), (3, missing[1]), (5, missing[2])):
+        batch.best = (torch.zeros(1, 1), gain)
+        found[step] = batch.stalls(step, 5, 10)
+    assert found[0] is None
+    assert found[3] is None
+    more, whole = float(missing[2] - missing[1]), float(missing[2] - missing[0])
+    expected = more <= _STALLED * whole and float(-missing[2]) > 2.5 * more
+    assert bool(found[5]) == expected
+    assert batch.stalls(6, 5, 10) is None
+
+
+@pytest.mark.parametrize("stop", ["never", None])
+def test_two_classes_begin_at_random_points_and_without_stopping_nobody_turns(stop):
+    class Two(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return Pit()(x)[:, :2]
+
+    x, y = pits()
+    attack = best(2.0, 10, stop=stop)
+    result, before = attack(Two(), x, y), straight(attack)(Two(), x, y)
+    assert not result.success.any()
+    turned = (result.forwards != before.forwards).all()
+    assert bool(turned) == (stop is None)
+    if stop == "never":
+        assert torch.equal(result.perturbation, before.perturbation)
+
+
+def test_one_class_alone_leaves_no_other():
+    x, y = pits()
+    result = best(2.0, 10, classes=1)(Pit(), x, y)
+    assert bool((result.forwards + result.backwards <= 23).all())
+
+
+def test_outputs_that_are_not_finite_are_told():
+    class Broken(Pit):
+        def forward(self, x: Tensor) -> Tensor:
+            scores = super().forward(x)
+            return torch.where((x[:, 1:2] == 2.0) & (x[:, :1] != 0.0), torch.nan, scores)
+
+    x, y = pits()
+    result = best(2.0, 10)(Broken(), x, y)
+    assert result.status[2] == eb.Status.NON_FINITE
+    assert bool(result.success[torch.arange(len(x)) != 2].all())
+
+
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda: eb.Schedule(steps=9, update="project", keep="best", restarts=2, turn_after=1.0), "0 < turn_after < 1"),
+        (lambda: eb.Schedule(steps=9, update="project", keep="best", turn_after=0.5), "restarts"),
+        (lambda: eb.Schedule(steps=9, update="project", restarts=2, turn_after=0.5), 'keep="best"'),
+        (
+            lambda: eb.Schedule(
+                steps=9, update="project", keep="best", restarts=2, turn_after=0.5, widening=(2.0, 0.5)
+            ),
+            "without widening",
+        ),
+        (lambda: eb.Schedule(steps=9, falls_from=3.0), "falls_from"),
+        (lambda: eb.Schedule(steps=9, step_size="falling", update="project", falls_from=0.0), "falls_from > 0"),
+        (
+            lambda: eb.Attack(
+                eb.LpBall(2.0, 1.0),
+                eb.Margin("runner-up"),
+                schedule=eb.Schedule(steps=9, update="project", keep="best", restarts=2, turn_after=0.5),
+            ),
+            "eb.Ranked",
+        ),
+        (
+            lambda: eb.Attack(
+                eb.LpBall(2.0, 1.0),
+                eb.Ranked(),
+                schedule=eb.Schedule(
+                    steps=9, update="project", keep="best", restarts=2, turn_after=0.5, random_start=True
+                ),
+            ),
+            "no random starts",
+        ),
+    ],
+)
+def test_what_cannot_turn_is_refused(made, message):
+    with pytest.raises(InputError, match=message):
+        made()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("EPSBALL_DATA" not in os.environ, reason="needs MNIST in EPSBALL_DATA")
+@pytest.mark.parametrize(("network", "eps", "more"), [("mnist-fcnn", 1.0, 3), ("mnist-lenet5", 2.0, 2)])
+def test_on_mnist_it_fools_more(network, eps, more):
+    model = compared.load(network)
+    x, y, _ = compared.samples(network, model, 256)
+    attack = eb.recipe("best", p=2.0, eps=eps, passes=10, bounds=(0.0, 1.0))
+    gained = attack(model, x, y).success.sum() - straight(attack)(model, x, y).success.sum()
+    assert int(gained) >= more
