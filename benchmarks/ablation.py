@@ -33,6 +33,9 @@ EPS = {
     ("mnist-fcnn", math.inf): 0.05,
     ("mnist-lenet5", 1.0): 8.0,
     ("mnist-robust", 1.0): 6.0,
+    ("cifar10-resnet", 1.0): 3.0,
+    ("cifar10-resnet", 2.0): 0.25,
+    ("cifar10-resnet", math.inf): 2 / 255,
     ("cifar10-nin", 1.0): 3.0,
     ("cifar10-nin", 2.0): 0.25,
     ("cifar10-nin", math.inf): 2 / 255,
@@ -52,7 +55,7 @@ def variants_of_best(p: float, eps: float, passes: int) -> dict[str, eb.Attack]:
     left = passes - plan.block_moves // 2
     every = replace(plan, step_size=last, falls_from=2.0, restart_steps=plan.steps, restarts=max(1, left // plan.steps))
     searches = plan.widening == "found"
-    inside = replace(plan, widening=None, step_ball=plan.restart_step_ball) if searches else plan
+    inside = replace(plan, widening=None, step_ball=plan.restart_step_ball, bent_step_ball=None) if searches else plan
     random = replace(inside, random_start=True, restart_corners=False, restart_momentum=0.0)
     parts = of_search(whole, inside) if searches else of_none(replace(whole, schedule=plan))
     return {
@@ -99,8 +102,11 @@ def of_turning(whole: eb.Attack) -> dict[str, eb.Attack]:
 
 def own_steps(whole: eb.Attack) -> dict[str, eb.Attack]:
     plan = whole.schedule
-    own = replace(plan, step_ball=None, restart_step_ball=None)
-    return {"steps over the ball itself": replace(whole, schedule=own)} if plan.step_ball else {}
+    own = replace(plan, step_ball=None, restart_step_ball=None, bent_step_ball=None)
+    found = {"steps over the ball itself": replace(whole, schedule=own)} if plan.step_ball else {}
+    if plan.bent_step_ball:
+        found["the same ball for all"] = replace(whole, schedule=replace(plan, bent_step_ball=None))
+    return found
 
 
 def of_many_passes(whole: eb.Attack, passes: int) -> dict[str, eb.Attack]:

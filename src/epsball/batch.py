@@ -24,6 +24,8 @@ from epsball.tensors import expand
 
 __all__ = ["Batch", "Parts", "State", "place"]
 
+_EARLY = 0.25  # the share of the first step's size above which an attempt is at its beginning
+_BENT = 0.5  # the share of what a first step was to gain below which a shorter one is taken for the better
 _PACED = 2  # steps over which the pace of an attempt is taken, and
 _STALLED = 0.06  # the share of what it gained in all below which it hardly gains: it is 0.2 and more where models bend
 
@@ -62,6 +64,7 @@ class State:
     exact: Tensor  # whether every local problem was solved globally
     kkt: Tensor  # the largest relative KKT residual, NaN where no solver has one
     stalled: Tensor  # whether it left an attempt that would have led nowhere
+    bent: Tensor  # whether a search has gained much less than the linear model promised
     size: Tensor  # of the smallest success that a minimal-norm search has kept in eta, inf before the first
 
     def count(self, index: Tensor, spent: tuple[Tensor, Tensor, Tensor]) -> None:
@@ -87,6 +90,7 @@ class State:
             feasible=~flag,
             exact=~flag,
             stalled=flag.clone(),
+            bent=flag.clone(),
             kkt=torch.full((len(x),), math.nan, dtype=torch.float64, device=x.device),
             size=torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device),
         )
@@ -113,6 +117,7 @@ class Batch:
     average: Expansion | None = None  # of the linearisations so far, as functions of the whole perturbation
     step_ball: tuple[float, float] | None = None  # over which steps are solved
     goal: ConstraintSet | None = None  # the set itself, while the steps go over one as large or larger
+    promise: tuple[Tensor, Tensor] | None = None  # the gain before a search's first step, and what that is to add, (B,)
     gains: tuple[Tensor, Tensor] | None = None  # the largest at x and two steps before an attempt is judged, (B,)
 
     @classmethod
@@ -151,6 +156,7 @@ class Batch:
             None if self.average is None else self.average.take(index),
             self.step_ball,
             None if self.goal is None else self.goal.take(index),
+            None if self.promise is None else (self.promise[0][index], self.promise[1][index]),
             None if self.gains is None else (self.gains[0][index], self.gains[1][index]),
         )
 
@@ -247,11 +253,20 @@ class Batch:
         # On a lattice, what was judged is not the point that the steps go on from.
         eta = self.eta if self.constraint.lattice is None else point - self.x
         value, gradient = expansion.value[:, 0].to(self.x.dtype), expansion.gradient[:, 0]
-        radius.follow(self.constraint, self.x, eta, success, value, gradient, self.rate * share, self.leap)
+        # Steps that move few entries far may leave where the linear model holds.
+        rate, early = self.rate * share, share > _EARLY and self.step_ball is not None and self.goal is None
+        radius.follow(self.constraint, self.x, eta, success, value, gradient, rate, self.leap, early=early)
         self.constraint = self.constraint.with_eps(radius.value)
         if self.goal is not None:
             return radius.found & self.goal.contains(radius.eta, self.x)
         return radius.size <= self.constraint.unit
+
+    def compare(self, state: State, expansion: Expansion) -> None:
+        """Tell who has gained much less at the first step of a search than the linear model promised."""
+        if self.promise is not None:
+            before, promised = self.promise
+            gained = expansion.value[:, 0] - before
+            state.bent[self.index] = (promised > 0) & (gained < _BENT * promised)
 
     def leave(self, state: State, which: Tensor) -> None:
         """Write the perturbations of the samples that leave: the point reached, or the smallest success of a search."""
@@ -265,8 +280,10 @@ class Batch:
                 eta = torch.where(expand(goal.contains(eta, x), eta), eta, goal.project(eta, x))
         state.eta[index] = eta
 
-    def limited(self, attack: Parts, local: ConstraintSet, share: float) -> ConstraintSet:
-        """Return the set over which one step is solved."""
+    def limited(
+        self, attack: Parts, local: ConstraintSet, share: float, ball: tuple[float, float] | None
+    ) -> ConstraintSet:
+        """Return the set over which one step is solved; ball: as in `Schedule.step_ball`."""
         if attack.schedule.average:
             return local
         if not attack.formulation.budgeted and self.radius is None:
@@ -274,8 +291,8 @@ class Batch:
         if attack.schedule.update == "accumulate" and self.radius is None:
             return local.step(share, self.eta)
         step = local.scaled(share)
-        if self.step_ball is not None and isinstance(step, LpBall):
-            order, part = self.step_ball
+        if ball is not None and isinstance(step, LpBall):
+            order, part = ball
             step = replace(step.scaled(part), p=order)
         return step
 
@@ -295,7 +312,7 @@ class Batch:
         if slope is None or growth == math.inf or attack.schedule.average:  # an average is one of the same pieces
             return None
         # The rule compares sizes; where in the set the sample stands does not matter to it.
-        limited = self.limited(attack, self.constraint, share)
+        limited = self.limited(attack, self.constraint, share, self.step_ball)
         return lambda value: attack.formulation.candidates(value, slope, growth, limited, self.x)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -14,7 +15,7 @@ from epsball.blocks import block_signs
 from epsball.local_models import Expansion, GaussNewton
 from epsball.problem import Problem
 from epsball.sets.base import ConstraintSet
-from epsball.tensors import expand
+from epsball.tensors import dot, expand
 
 __all__ = ["Start", "attempt"]
 
@@ -78,6 +79,8 @@ def attempt(
             outside = batch.outside()
             done = done if outside is None else done & ~outside
         if isinstance(expansion, Expansion) and batch.radius is not None:
+            if step == 1 and batch.promise is not None:
+                batch.compare(state, expansion)
             done = batch.follow(batch.radius, expansion, point, shares[step] / shares[0])
         if schedule.keep == "best" and not dithered:
             batch.keep(expansion.outputs)
@@ -113,6 +116,8 @@ def attempt(
         if isinstance(expansion, GaussNewton):
             state.count(batch.index, expansion.spent())
         before, batch.eta = batch.eta, updated
+        if step == 0 and restart == 0 and schedule.bent_step_ball is not None and isinstance(expansion, Expansion):
+            batch.promise = expansion.value[:, 0], dot(expansion.gradient[:, 0], updated - before)
         del expansion, updated  # not to be held while the next graph is
         if feasible is not None:
             state.feasible[batch.index] = feasible
@@ -167,7 +172,7 @@ def _step(
     if isinstance(expansion, Expansion) and not whole and batch.ascends(attack, expansion, local):
         updated = local.ascend(expansion.gradient[:, 0], share, batch.x, batch.eta)
         return local.repair(batch.x, batch.eta, updated), None
-    limited = batch.limited(attack, local, share)
+    limited = batch.limited(attack, local, share, batch.step_ball)
     if whole and isinstance(expansion, Expansion):
         # The problem over the whole set, from x: exact on affine models.
         expansion, limited, point = expansion.around(batch.eta), local.total(batch.eta), batch.x
@@ -175,6 +180,13 @@ def _step(
         expansion = batch.averaged(expansion, share)
     streams = batch.streams.fork(step + 1, _SOLVER) if isinstance(expansion, GaussNewton) else None
     solution = attack.formulation.solve(expansion, limited, point, streams)
+    rounder = attack.schedule.bent_step_ball
+    if rounder is not None and batch.radius is not None and isinstance(expansion, Expansion):
+        bent = state.bent[batch.index].nonzero()[:, 0]
+        if len(bent):
+            other = batch.limited(attack, local, share, rounder).take(bent)
+            shorter = attack.formulation.solve(expansion.take(bent), other, point[bent]).delta
+            solution = replace(solution, delta=solution.delta.index_copy(0, bent, shorter))
     delta = solution.delta - batch.eta if whole else solution.delta
     if solution.mirror is not None:
         delta = _better(problem, batch, state, delta, solution.mirror)

@@ -49,6 +49,8 @@ class Schedule:
     "found", with restarts: the first attempt is a search with a shrinking ball that ends at the set, so how large the
     ball is follows from what is found, not from the step; for eb.Ranked(first=eb.Margin("runner-up")), and not where
     stop="never". restart_step_ball: step_ball of the attempts after the first, the same by default.
+    bent_step_ball: (p, share), in a search with a shrinking ball, also in that of widening="found": the ball for
+    samples whose first step gained less than half of what the linear model had promised: step_ball leads too far there.
     boundary_steps: after the attempts of a minimal-norm search in the ℓ1 norm, so many trust-region steps along the
     decision boundary, one forward and one backward pass each.
     continue_step_ball: (p, share), with at least 3 attempts of a minimal-norm search: where the size of what two
@@ -80,6 +82,7 @@ class Schedule:
     continue_step_ball: tuple[float, float] | None = None
     falls_from: float = 2.0
     turn_after: float | None = None
+    bent_step_ball: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         """Refuse schedules that cannot be run or that would leave the ball."""
@@ -110,7 +113,7 @@ class Schedule:
             raise InputError(
                 f"continue_step_ball takes the place of attempts after two, got restarts={self.restarts}; leave it out."
             )
-        for name in ("step_ball", "restart_step_ball", "continue_step_ball"):
+        for name in ("step_ball", "restart_step_ball", "continue_step_ball", "bent_step_ball"):
             if getattr(self, name) is not None:
                 self._check_step_ball(name, getattr(self, name))
         if self.turn_after is not None:

@@ -27,6 +27,7 @@ _ENOUGH = 10  # steps from which it pays at p = 1 to begin over a larger ball
 _MANY = 400  # passes from which further gradient steps gain less than random moves of blocks
 _STEP_BALL = (1.5, 0.7)  # over which `best` solves its steps at p = 1, whose own move too few entries too far, and
 _SMALLER = (4 / 3, 0.4)  # those of `nearest` and of its own first attempt of several;
+_BENT = (1.5, 0.3)  # the same of samples on which the model is so bent that even these go too far;
 _ONE_STEP = (1.5, 0.15)  # of one step, tried beside the exact one
 _GO_ON, _GO_ON_SPARSE = (2.0, 0.4), (2.0, 0.2)  # those of `nearest` where a sample goes on, and at p = 1
 _FEW = 9  # attempts up to which it does: with more all classes have their turn, and that is worth more
@@ -90,6 +91,7 @@ def _spend(
         widening="found" if finds else wide if sparse and not nearest else None,
         step_ball=ball if sparse else None,
         restart_step_ball=_STEP_BALL if finds and sparse else None,
+        bent_step_ball=_BENT if sparse and (nearest or finds) else None,
         update="project",
         restarts=restarts,
         restart_steps=length,
