@@ -13,25 +13,8 @@ import torch
 from benchmarks.peers import networks
 
 import epsball as eb
-from epsball.objectives import Ranked
 
 Trials = Iterator[tuple[str, eb.Attack]]
-
-
-def few_steps(eps: float) -> Trials:
-    """`best` at p = 2 with ten steps."""
-    whole = eb.recipe("best", p=2.0, eps=eps, passes=10, bounds=(0.0, 1.0))
-    steps = whole.schedule.steps
-    yield "whole", whole
-    yield "on the margin", replace(whole, objective=Ranked(eb.Margin("runner-up")))
-    yield "from a random point", replace(whole, schedule=replace(whole.schedule, random_start=True))
-    for size in (1.0, 1.5, 2.0, 2.5, 4.0):
-        for power in (1, 2):
-            sizes = tuple(size * (1.0 - step / steps) ** power for step in range(steps))
-            yield (
-                f"steps from {size:g} balls, power {power}",
-                replace(whole, schedule=replace(whole.schedule, step_size=sizes)),
-            )
 
 
 def search_first(eps: float, passes: int) -> Trials:
@@ -39,7 +22,8 @@ def search_first(eps: float, passes: int) -> Trials:
     whole = eb.recipe("best", p=1.0, eps=eps, passes=passes, bounds=(0.0, 1.0))
     plan = whole.schedule
     yield "whole", whole
-    yield "rounder steps of the search", replace(whole, schedule=replace(plan, step_ball=(1.5, 0.3)))
+    yield "rounder steps of the search for all", replace(whole, schedule=replace(plan, step_ball=(1.5, 0.3)))
+    yield "the same steps of it for all", replace(whole, schedule=replace(plan, bent_step_ball=None))
     if plan.restarts > 2:
         longer = replace(plan, steps=plan.steps + plan.length(1) + 1, restarts=plan.restarts - 1)
         yield "a longer search, an attempt fewer", replace(whole, schedule=longer)
@@ -51,9 +35,13 @@ def many_passes() -> Trials:
     plan = whole.schedule
     longer = replace(plan, steps=plan.steps + 6 * plan.length(1), restarts=plan.restarts - 6)
     fewer = replace(plan, restarts=plan.restarts - 1)
+    three = replace(plan, steps=330, restarts=3, restart_steps=330)
+    ten = replace(plan, steps=300, restarts=10, restart_steps=76)
     yield "whole", whole
     yield "ten polishes, an attempt fewer", replace(whole, formulation=eb.ShrinkingBall(polish=10), schedule=fewer)
     yield "a longer first attempt, six fewer", replace(whole, schedule=longer)
+    yield "three attempts of 330 steps", replace(whole, schedule=three)
+    yield "300 steps, then nine times 76", replace(whole, schedule=ten)
     yield "going on", replace(whole, schedule=replace(plan, continue_step_ball=(2.0, 0.1)))
 
 
@@ -75,8 +63,6 @@ def size(result: eb.AttackResult) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    for eps in (1.0, 1.5):
-        compare("mnist-fcnn", f"best, p = 2, eps {eps:g}, 10 passes", few_steps(eps), fooled)
     for network, eps in (("cifar10-resnet", 3.0), ("mnist-robust", 10.0)):
         for passes in (40, 100):
             compare(network, f"best, p = 1, eps {eps:g}, {passes} passes", search_first(eps, passes), fooled)

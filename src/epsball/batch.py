@@ -24,7 +24,6 @@ from epsball.tensors import expand
 
 __all__ = ["Batch", "Parts", "State", "place"]
 
-_EARLY = 0.25  # the share of the first step's size above which an attempt is at its beginning
 _BENT = 0.5  # the share of what a first step was to gain below which a shorter one is taken for the better
 _PACED = 2  # steps over which the pace of an attempt is taken, and
 _STALLED = 0.06  # the share of what it gained in all below which it hardly gains: it is 0.2 and more where models bend
@@ -116,6 +115,7 @@ class Batch:
     before: Tensor | None = None  # η one step ago, where they have
     average: Expansion | None = None  # of the linearisations so far, as functions of the whole perturbation
     step_ball: tuple[float, float] | None = None  # over which steps are solved
+    bent_ball: tuple[float, float] | None = None  # over which those of bent samples are
     goal: ConstraintSet | None = None  # the set itself, while the steps go over one as large or larger
     promise: tuple[Tensor, Tensor] | None = None  # the gain before a search's first step, and what that is to add, (B,)
     gains: tuple[Tensor, Tensor] | None = None  # the largest at x and two steps before an attempt is judged, (B,)
@@ -155,6 +155,7 @@ class Batch:
             None if self.before is None else self.before[index],
             None if self.average is None else self.average.take(index),
             self.step_ball,
+            self.bent_ball,
             None if self.goal is None else self.goal.take(index),
             None if self.promise is None else (self.promise[0][index], self.promise[1][index]),
             None if self.gains is None else (self.gains[0][index], self.gains[1][index]),
@@ -206,9 +207,9 @@ class Batch:
     def stalls(self, step: int, turn: int, steps: int) -> Tensor | None:
         """Tell at step `turn` of so many who hardly gains any more and at this pace would not succeed, (B,) bool.
 
-        None at other steps; those before are to be told too.
+        None at the steps before, which are to be told too.
         """
-        if self.best is None or step > turn:
+        if self.best is None:
             return None
         largest = self.best[1]
         if step == 0:
@@ -253,9 +254,7 @@ class Batch:
         # On a lattice, what was judged is not the point that the steps go on from.
         eta = self.eta if self.constraint.lattice is None else point - self.x
         value, gradient = expansion.value[:, 0].to(self.x.dtype), expansion.gradient[:, 0]
-        # Steps that move few entries far may leave where the linear model holds.
-        rate, early = self.rate * share, share > _EARLY and self.step_ball is not None and self.goal is None
-        radius.follow(self.constraint, self.x, eta, success, value, gradient, rate, self.leap, early=early)
+        radius.follow(self.constraint, self.x, eta, success, value, gradient, self.rate * share, self.leap)
         self.constraint = self.constraint.with_eps(radius.value)
         if self.goal is not None:
             return radius.found & self.goal.contains(radius.eta, self.x)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import partial
 from typing import Literal
@@ -46,6 +45,7 @@ def attempt(
     batch = Batch.of(problem, constraint, state, streams, everyone)
     batch.momentum = schedule.restart_momentum if restart else 0.0
     batch.step_ball = schedule.ball(restart)
+    batch.bent_ball = schedule.bent_step_ball if batch.step_ball == schedule.step_ball else None
     if formulation.follows:
         batch.search(state, formulation, steps, continues=start == "found")
     state.broken[everyone], state.flat[everyone] = False, False  # of an earlier attempt
@@ -54,9 +54,9 @@ def attempt(
     elif start == "random" or not formulation.uses_model:
         batch.eta = batch.start(boundary=not formulation.uses_model)
     usual: Tensor | None = None
-    turns = stops and schedule.turn_after is not None and restart == 0
-    turn = math.ceil((schedule.turn_after or 0.0) * steps) if turns else -1
-    alone = schedule.restarts == 1 or (schedule.turn_after is not None and restart == 0)
+    turns = schedule.turn_after is not None and restart == 0
+    turn = schedule.turn(steps) if turns and stops else -1
+    alone = schedule.restarts == 1 or turns  # whoever does not turn makes no other attempt
     at_x = start == "x" and (batch.radius is None or batch.goal is not None)
     for step in range(steps if formulation.uses_model else 0):
         batch.widen(factors[step])
@@ -84,10 +84,13 @@ def attempt(
             done = batch.follow(batch.radius, expansion, point, shares[step] / shares[0])
         if schedule.keep == "best" and not dithered:
             batch.keep(expansion.outputs)
-        if (stalled := batch.stalls(step, turn, steps)) is not None:
-            state.stalled[batch.index] = stalled & ~done
-            done = done | stalled
         finite, flat = expansion.finite_and_flat()
+        if step <= turn:
+            # Where there is no gradient the attempt ends too, with steps to spare.
+            stalled = batch.stalls(step, turn, steps)
+            stalled = flat & ~done if stalled is None else (flat | stalled) & ~done
+            state.stalled[batch.index] = stalled
+            done = done | stalled
         state.count(batch.index, expansion.spent())
         broken = ~finite
         if bool((done | broken | flat).any()) or any(dithers):
@@ -117,7 +120,9 @@ def attempt(
             state.count(batch.index, expansion.spent())
         before, batch.eta = batch.eta, updated
         if step == 0 and restart == 0 and schedule.bent_step_ball is not None and isinstance(expansion, Expansion):
-            batch.promise = expansion.value[:, 0], dot(expansion.gradient[:, 0], updated - before)
+            # On a lattice the next point is another one.
+            moved = updated if batch.constraint.lattice is None else place(batch.x, updated, batch.constraint) - batch.x
+            batch.promise = expansion.value[:, 0], dot(expansion.gradient[:, 0], moved - before)
         del expansion, updated  # not to be held while the next graph is
         if feasible is not None:
             state.feasible[batch.index] = feasible
@@ -180,11 +185,10 @@ def _step(
         expansion = batch.averaged(expansion, share)
     streams = batch.streams.fork(step + 1, _SOLVER) if isinstance(expansion, GaussNewton) else None
     solution = attack.formulation.solve(expansion, limited, point, streams)
-    rounder = attack.schedule.bent_step_ball
-    if rounder is not None and batch.radius is not None and isinstance(expansion, Expansion):
+    if batch.bent_ball is not None and isinstance(expansion, Expansion) and not whole:
         bent = state.bent[batch.index].nonzero()[:, 0]
         if len(bent):
-            other = batch.limited(attack, local, share, rounder).take(bent)
+            other = batch.limited(attack, local, share, batch.bent_ball).take(bent)
             shorter = attack.formulation.solve(expansion.take(bent), other, point[bent]).delta
             solution = replace(solution, delta=solution.delta.index_copy(0, bent, shorter))
     delta = solution.delta - batch.eta if whole else solution.delta

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -14,7 +14,6 @@ from epsball.tensors import dot, expand
 __all__ = ["Radius"]
 
 _FAR = 1e18
-_FALLEN = 0.25  # share of what was gained whose loss keeps the radius from growing
 _LEAST = 0.001  # how far the radius moves at the last steps, as a share of itself
 
 
@@ -22,27 +21,24 @@ _LEAST = 0.001  # how far the radius moves at the last steps, as a share of itse
 class Radius:
     """The smallest success η (B, *S) with its size (B,), inf where there is none yet, and the radius (B,).
 
-    floor: what the radius does not fall below, (B,). first, largest: the gain of this attempt at its first point, and
-    the largest so far, (B,).
+    floor: what the radius does not fall below, (B,).
     """
 
     eta: Tensor
     size: Tensor
     value: Tensor
     floor: Tensor
-    first: Tensor
-    largest: Tensor
 
     @classmethod
     def of(cls, eta: Tensor, size: Tensor, rate: float, floor: Tensor | None = None) -> Radius:
         """Start from what earlier attempts found."""
-        least = torch.zeros_like(size) if floor is None else floor
-        unknown = torch.full_like(size, torch.nan)
-        return cls(eta.clone(), size.clone(), size * (1.0 - 0.5 * rate), least, unknown, unknown)
+        return cls(
+            eta.clone(), size.clone(), size * (1.0 - 0.5 * rate), torch.zeros_like(size) if floor is None else floor
+        )
 
     def take(self, index: Tensor) -> Radius:
         """Keep some samples."""
-        return Radius(*(getattr(self, field.name)[index] for field in fields(self)))
+        return Radius(self.eta[index], self.size[index], self.value[index], self.floor[index])
 
     @property
     def found(self) -> Tensor:
@@ -67,18 +63,13 @@ class Radius:
         gradient: Tensor,
         rate: float,
         leap: float = 1.0,
-        *,
-        early: bool = False,
     ) -> None:
         """Move the radius after a linearisation at x + η with this value (B,) and gradient (B, *S) of the gain.
 
-        rate: by what share of itself. leap: how many times as far it may fall where the linear model says so. early:
-        while nothing is found it does not grow where the gain has fallen, from where it would fall further.
+        rate: by what share of itself. leap: how many times as far it may fall where the linear model says so.
         """
         size, unit = constraint.size(eta).to(value.dtype), constraint.unit
         self.offer(eta, size, success)
-        self.first = torch.where(self.first.isnan(), value, self.first)
-        self.largest = torch.fmax(self.largest, value)
         known, rows = torch.where(self.value.isfinite(), self.value, 0.0), (~self.found).nonzero()[:, 0]
         reach = known.clone()
         if len(rows):
@@ -90,10 +81,6 @@ class Radius:
             onward = size[rows] + part.least_size(slope, gap).to(value.dtype).clamp_max(_FAR)
             # Where the box falls short, the distance is between the one without bounds and that to its corner.
             reach[rows] = onward.maximum(torch.where(within, inside, (onward * inside).sqrt()))
-            if early:
-                gained = self.largest - self.first
-                held = within & (value < self.largest - _FALLEN * gained)[rows] & (known[rows] > 0)
-                reach[rows] = torch.where(held, known[rows], reach[rows])
         rate += _LEAST
         onward = (self.value * (1.0 + rate)).maximum(self.value.floor() + unit if unit else self.value)
         moved = torch.where(success, torch.minimum(self.value, self.size) * (1.0 - rate), onward)

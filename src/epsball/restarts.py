@@ -151,7 +151,7 @@ def _turn(
     count = min(attack.schedule.restarts, objective.classes, scores.shape[1] - 1)
     labels = scores.scatter(1, target[:, None], -torch.inf).topk(count, dim=1).indices[:, 1:]
     turned = problem.turned(objective.ranked(labels, stalled, len(everyone)))
-    _best(attack, turned, constraint, state, stalled, stops=stops, shared=shared, begun=True)
+    _best(attack, turned, constraint, state, stalled, stops=stops, shared=False, begun=True)
 
 
 def _best(

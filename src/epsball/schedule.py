@@ -19,26 +19,26 @@ class Schedule:
 
     steps: T, the number of linearisations. step_size: the share of ε that each step may take, a number or one for each
     step, or "falling": 2 (1 - t/T)², from twice the ball down to nothing; 1/T by default. falls_from: with "falling",
-    how many balls the first step is long instead of two. step_ball: (p, share), to
-    solve projected steps over an ℓp ball of this share of their size instead of the set's own: at p = 1 a step moves
-    few entries all the way, where the linear model no longer holds; over (4/3, 0.4) it moves more of them less. dither:
-    the radius ε̃ of the random offset at which each step linearises, as a share of ε, a number or one for each step;
-    None: ε/T for objectives that do not classify, whose gradient may be zero at x, and none for those that do.
-    random_start: begin at a random point of the set.
+    how many balls the first step is long instead of two. step_ball: (p, share), to solve projected steps over an ℓp
+    ball of this share of their size instead of the set's own: at p = 1 a step moves few entries all the way, where the
+    linear model no longer holds; over (4/3, 0.4) it moves more of them less. dither: the radius ε̃ of the random offset
+    at which each step linearises, as a share of ε, a number or one for each step; None: ε/T for objectives that do not
+    classify, whose gradient may be zero at x, and none for those that do. random_start: begin at a random point of the
+    set.
     update: "accumulate" adds the steps (the sum of the shares is at most 1, so the triangle inequality keeps it in the
     ball: Algorithm 1); "project" projects onto the set after each step, of any size (Madry's PGD).
     average: solve each problem over the whole set, from x, on a running average of the linearisations (dual averaging),
     for sets without small steps such as "at most k groups"; step_size is then the weight of each linearisation,
     "falling" from 0.4 to 0.05.
     stop: "success" leaves a sample at its first success and drops it from the batch, "never" takes all steps; by
-    default "success" for objectives that classify, but for a budgeted attack on a mean over random draws. A step
-    that is dithered does not see the point it starts from, so with dither at every step a success shows only at the
-    end. restarts: attempts with new random draws, the best kept. restart_steps: T of the attempts after the first,
-    the same by default. keep: of an attempt's points the "last", or the "best", the one with the largest gain (one
-    more forward pass; no dither): then the last step solves the problem over the whole set anew, from x instead of from
-    the current point, so that affine models are solved exactly; without restarts the usual last step is tried too, for
-    one further pass, unless that success stops it. block_moves: after the attempts of a norm-constrained attack in the
-    ℓ∞ norm, so many random moves of blocks to the faces of the ball or, with restarts, to where another of the last 20
+    default "success" for objectives that classify, but for a budgeted attack on a mean over random draws. A step that
+    is dithered does not see the point it starts from, so with dither at every step a success shows only at the end.
+    restarts: attempts with new random draws, the best kept. restart_steps: T of the attempts after the first, the same
+    by default. keep: of an attempt's points the "last", or the "best", the one with the largest gain (one more forward
+    pass; no dither): then the last step solves the problem over the whole set anew, from x instead of from the current
+    point, so that affine models are solved exactly; without other attempts the usual last step is tried too, for one
+    further pass, unless that success stops it. block_moves: after the attempts of a norm-constrained attack in the ℓ∞
+    norm, so many random moves of blocks to the faces of the ball or, with restarts, to where another of the last 20
     attempts ended; one forward pass each, kept where the gain rises: where gradients are zero or lead nowhere it goes
     on. restart_corners: of such an attack, attempts after the first begin at random corners of the ball, the same one
     throughout a block of entries. restart_momentum: the share that each projected step of the attempts after the first
@@ -49,8 +49,8 @@ class Schedule:
     "found", with restarts: the first attempt is a search with a shrinking ball that ends at the set, so how large the
     ball is follows from what is found, not from the step; for eb.Ranked(first=eb.Margin("runner-up")), and not where
     stop="never". restart_step_ball: step_ball of the attempts after the first, the same by default.
-    bent_step_ball: (p, share), in a search with a shrinking ball, also in that of widening="found": the ball for
-    samples whose first step gained less than half of what the linear model had promised: step_ball leads too far there.
+    bent_step_ball: (p, share), in a search with a shrinking ball, also in that of widening="found": what takes the
+    place of step_ball for samples whose first step gained less than half of what the linear model had promised.
     boundary_steps: after the attempts of a minimal-norm search in the ℓ1 norm, so many trust-region steps along the
     decision boundary, one forward and one backward pass each.
     continue_step_ball: (p, share), with at least 3 attempts of a minimal-norm search: where the size of what two
@@ -58,8 +58,9 @@ class Schedule:
     attempts are spent on one that goes on from there and raises what the first did, over a ball as in step_ball. Where
     there is no gradient, all other attempts but one are made.
     turn_after: with keep="best", restarts and eb.Ranked, the share of the steps of the first attempt after which it
-    leaves samples that hardly gain any more and at their pace would not succeed. Only these make the other attempts,
-    from x to the classes whose scores come second, third and so on there, or from random points where there is none.
+    leaves samples that hardly gain any more and at their pace would not succeed, and before it those without a
+    gradient. Only these make the other attempts, from x to the wrong classes with the second, third and further highest
+    score there, or from random points where there are none; nobody does where samples do not stop at success.
     """
 
     steps: int = 1
@@ -107,6 +108,8 @@ class Schedule:
                 'expected update="project" without average=True for restart_corners: a corner spends the budget that '
                 "accumulated steps need; leave it out."
             )
+        if self.bent_step_ball is not None and self.step_ball is None:
+            raise InputError("expected step_ball with bent_step_ball, which takes its place; give both or neither.")
         if self.restart_step_ball is not None and self.restarts == 1:
             raise InputError("restart_step_ball is of the attempts after the first, got restarts=1; leave it out.")
         if self.continue_step_ball is not None and self.restarts < 3:
@@ -118,7 +121,8 @@ class Schedule:
                 self._check_step_ball(name, getattr(self, name))
         if self.turn_after is not None:
             self._check_turn(self.turn_after)
-        if not isinstance(self.falls_from, Real) or not 0.0 < self.falls_from < math.inf:
+        length = self.falls_from
+        if isinstance(length, bool) or not isinstance(length, Real) or not 0.0 < length < math.inf:
             raise InputError(f"expected falls_from > 0, in balls, got {self.falls_from!r}.")
         if self.falls_from != 2.0 and (self.step_size != "falling" or self.average):
             raise InputError('expected step_size="falling" without average=True for falls_from; leave it out.')
@@ -149,11 +153,15 @@ class Schedule:
             )
 
     def _check_turn(self, given: object) -> None:
-        if not isinstance(given, Real) or not 0.0 < float(given) < 1.0:
+        if isinstance(given, bool) or not isinstance(given, Real) or not 0.0 < float(given) < 1.0:
             raise InputError(f"expected 0 < turn_after < 1, a share of the steps, got {given!r}.")
         if self.keep != "best" or self.restarts == 1 or self.widening is not None or self.block_moves:
             raise InputError(
                 'expected keep="best" and restarts, without widening and block_moves, for turn_after; leave it out.'
+            )
+        if not 3 <= self.turn(self.steps) < self.steps:
+            raise InputError(
+                f"expected three steps or more before turn_after and one after it, got {given:g} of {self.steps} steps."
             )
 
     def _check_widening(self, given: object) -> None:
@@ -185,6 +193,10 @@ class Schedule:
     def length(self, attempt: int) -> int:
         """Return the number of steps of an attempt."""
         return self.steps if attempt == 0 or self.restart_steps is None else self.restart_steps
+
+    def turn(self, steps: int) -> int:
+        """Return the step of so many at which the first attempt leaves samples that it leads nowhere."""
+        return math.ceil((self.turn_after or 0.0) * steps)
 
     def ball(self, attempt: int) -> tuple[float, float] | None:
         """Return the ball over which an attempt's projected steps are solved, None: the set's own."""

@@ -21,9 +21,9 @@ class Ranked(Objective):
 
     After the first attempt the margins of the best classes are linearised where it ended, and ordered by what the
     formulation promises: the largest linearised gain inside the set, or the smallest perturbation to the boundary (r₂
-    of the paper, inside the bounds). classes: how many take part, at most K - 1. Attempts beyond them begin again with
-    `first`, from random points, or from where the schedule says. A success is any wrong prediction, and the gain is
-    that of `Margin`.
+    of the paper, inside the bounds); with turn_after, by their scores at x. classes: how many take part, at most K - 1.
+    Attempts beyond them begin again with `first`, from random points, or from where the schedule says. A success is any
+    wrong prediction, and the gain is that of `Margin`.
 
     early: a search with a shrinking ball ranks them at x, before the first attempt, which then starts at the smallest
     perturbation that the linear model gives; False: it does not rank, which pays where there are few passes.

@@ -34,7 +34,8 @@ class Recipe:
     schedule: Callable[[int], Schedule]
     steps: int = 1
     sparse: Callable[[int], Schedule] | None = None  # the schedule at p = 1, where it is another
-    rounded: Callable[[int], Schedule] | None = None  # the one for 1 < p <= 2
+    rounded: Callable[[int], Schedule] | None = None  # the one for 1 < p <= 2,
+    euclidean: Callable[[int], Schedule] | None = None  # and for p = 2 itself
     boxed: Callable[[int], Schedule] | None = None  # the one at p = inf
     formulation: Formulation = field(default_factory=NormConstrained)
     local_model: LocalModel = field(default_factory=Linear)
@@ -55,7 +56,8 @@ class Recipe:
         if groups is None or self.over_groups is None:
             return self
         schedule, formulation = self.over_groups
-        return replace(self, family="groups", schedule=schedule, sparse=None, rounded=None, formulation=formulation)
+        plain = replace(self, sparse=None, rounded=None, euclidean=None)
+        return replace(plain, family="groups", schedule=schedule, formulation=formulation)
 
     def scheduled(self, order: object) -> Callable[[int], Schedule]:
         """Return what makes the schedule in the norm of this order; the set refuses what is none."""
@@ -63,8 +65,10 @@ class Recipe:
             return self.sparse or self.schedule
         if order == math.inf:
             return self.boxed or self.schedule
-        euclidean = isinstance(order, Real) and order <= 2.0
-        return (self.rounded if euclidean else None) or self.schedule
+        if order == 2.0 and self.euclidean is not None:
+            return self.euclidean
+        rounded = isinstance(order, Real) and order <= 2.0
+        return (self.rounded if rounded else None) or self.schedule
 
     @property
     def pattern(self) -> re.Pattern[str]:

@@ -47,13 +47,15 @@ def _spend(
     finds: bool = False,
     bends: bool = False,
     rounded: bool = False,
+    turns: bool = False,
 ) -> Schedule:
     """Divide the passes into attempts with falling steps: one untargeted, then one a class.
 
     Where there is but one attempt, `best` ranks nothing, and `nearest` where it pays. spared: passes that are left
     for something else. finds: the first of several attempts of `best` is a search with a shrinking ball. bends: where
     the model is bent, `nearest` goes on from what it has found. rounded: the ball has no corners, and a single attempt
-    of `best` begins with longer steps, and leaves samples that it leads nowhere.
+    of `best` begins with longer steps. turns: from samples that such an attempt leads nowhere the steps that are left
+    go to other classes.
     """
     early = passes >= _EARLY + _POLISHING
     fewest, boundary = 1, 0
@@ -77,7 +79,7 @@ def _spend(
     finds = finds and restarts > 1
     ball = _SMALLER if nearest or finds else _STEP_BALL if steps > 1 else _ONE_STEP
     longer = rounded and restarts == 1 and steps >= _SOME
-    turns = rounded and restarts == 1 and steps >= _TURNS
+    turns = turns and restarts == 1 and steps >= _TURNS
     if turns:
         # Judged in forward passes alone, two a class, what it takes is what one attempt does.
         others = 1 if steps < _TWICE else 2
@@ -157,6 +159,7 @@ SEARCH = (
         steps=100,
         sparse=partial(_spend, sparse=True, finds=True),
         rounded=partial(_spend, finds=True, rounded=True),
+        euclidean=partial(_spend, finds=True, rounded=True, turns=True),
         boxed=_spend_in_a_box,
         options=("passes", "classes"),
     ),
