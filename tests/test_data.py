@@ -295,7 +295,11 @@ def test_a_corrupted_download_is_refused_and_leaves_nothing(tmp_path: Path, no_p
     with serve(tmp_path / "served") as url, pytest.raises(InputError, match="fails its md5 check") as caught:
         mnist.load("test", root, True, Origin((url,), source.md5))
     assert images.name in str(caught.value)
-    assert list((root / "mnist").iterdir()) == []
+    assert not root.exists()
+    (root / "mnist").mkdir(parents=True)
+    with serve(tmp_path / "served") as url, pytest.raises(InputError, match="fails its md5 check"):
+        mnist.load("test", root, True, Origin((url,), source.md5))
+    assert list((root / "mnist").iterdir()) == []  # a folder that was there stays
 
 
 def test_a_corrupted_mirror_is_passed_over(tmp_path: Path, no_proxy: None) -> None:

@@ -615,6 +615,7 @@ def test_a_near_miss_says_which_option_was_meant(name, option, meant):
         ({"name": "fgsm", "eps": "0.1"}, "expected eps as a number"),
         ({"name": "fgsm", "eps": 0.1, "p": 0.5}, r"norm order p in \[1, inf\], got 0.5"),
         ({"name": "fgsm", "eps": 0.1, "p": math.nan}, "norm order p"),
+        ({"name": "best", "eps": 0.1, "p": "inf"}, r"norm order p in \[1, inf\], got 'inf'; use 1, 2, math.inf"),
         ({"name": "fgsm", "eps": 0.1, "bounds": (1.0, 0.0)}, "lo < hi"),
         ({"name": "fgsm", "eps": 0.1, "bounds": 1.0}, "expected bounds as a pair"),
         (
@@ -637,7 +638,10 @@ def test_a_near_miss_says_which_option_was_meant(name, option, meant):
         ({"name": "pgd", "eps": 0.1, "restarts": 0}, "expected restarts as an integer >= 1"),
         ({"name": "pgd", "eps": 0.1, "stop": "soon"}, "expected stop as"),
         ({"name": "random-l2", "eps": 0.1, "p": 1.0}, "expected p=2 for 'random-l2', got p=1.0"),
-        ({"name": "random-pixel-3", "eps": 0.1, "p": 2.0}, r"at most eps in each entry \(p = inf\), got p=2.0"),
+        (
+            {"name": "random-pixel-3", "eps": 0.1, "p": 2.0},
+            r"at most eps in each entry \(p = inf\), got p=2.0; leave p out",
+        ),
         ({"name": "fgsm", "eps": 0.1, "groups": eb.pixels()}, "is no group recipe"),
     ],
     ids=lambda value: str(value)[:60] if isinstance(value, dict) else "",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,6 +66,7 @@ def _absent(name: str, missing: Sequence[str], folder: Path) -> str:
 def _fetch(name: str, path: Path, origin: Origin) -> None:
     pooch = require("pooch", "pooch", f"downloading {name}")
     requests = require("requests", "requests", f"downloading {name}")
+    made = [folder for folder in path.parents if not folder.exists()]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -86,5 +88,8 @@ def _fetch(name: str, path: Path, origin: Origin) -> None:
             refusals.append(f"{base}: the file fails its md5 check")
         except OSError as error:
             raise InputError(f"{name}: cannot write to {path.parent} ({error}).") from error
+    for folder in made:  # the innermost first
+        with suppress(OSError):
+            folder.rmdir()
     tried = "; ".join(refusals)
     raise InputError(f"{_absent(name, [path.name], path.parent)} and it could not be downloaded ({tried}).")

@@ -15,7 +15,7 @@ from epsball.recipes.catalogue import find
 from epsball.recipes.row import Recipe
 from epsball.sets import ConstraintSet, Groups, LpBall, Partition
 from epsball.sets.partition import pixels_or_entries
-from epsball.validation import check_count
+from epsball.validation import check_count, check_p
 
 __all__ = ["recipe"]
 
@@ -77,6 +77,8 @@ def recipe(
         raise InputError(f"expected eps for {name!r}, the budget in units of x; got none.")
     if row.order is not None and p is not None and p != row.order:
         raise InputError(f"expected p={row.order:g} for {name!r}, got p={p!r}.")
+    if p is not None:
+        check_p(p)
     order = row.order if row.order is not None else math.inf if p is None else p
     objective = row.objective({**options, "p": order})
     made = row.scheduled(order)
@@ -153,7 +155,9 @@ def _constraint(
     budget = math.inf if eps is None else eps
     if row.family == "groups":
         if p not in (None, math.inf):
-            raise InputError(f"{row.name!r} changes groups by at most eps in each entry (p = inf), got p={p!r}.")
+            raise InputError(
+                f"{row.name!r} changes groups by at most eps in each entry (p = inf), got p={p!r}; leave p out."
+            )
         chosen = pixels_or_entries() if groups is None else groups
         return Groups(chosen, k=k, eps=budget, bounds=bounds, weights=weights, lattice=lattice)
     if groups is not None:
