@@ -100,7 +100,7 @@ class Attack:
                 "expected eb.ShrinkingBall() or a schedule with widening='found' with bent_step_ball, got "
                 f"{type(self.formulation).__name__}; leave bent_step_ball out."
             )
-        for option in ("step_ball", "restart_step_ball", "widening", "continue_step_ball", "bent_step_ball"):
+        for option in ("step_ball", "restart_step_ball", "widening", "continue_step_ball"):
             if getattr(self.schedule, option) is not None and not isinstance(self.constraint, LpBall):
                 raise InputError(
                     f"expected an eb.LpBall with {option}, got a {type(self.constraint).__name__}; leave {option} out."
