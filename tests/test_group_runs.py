@@ -171,3 +171,8 @@ def test_a_pixel_of_a_flat_sample_is_an_entry(shape: list[int], of: str) -> None
     attacks = [{"name": "nearest", "family": "groups"}, {"name": "fgsm", "family": "lp"}]
     manifest = Manifest({"attacks": attacks, "groups": {"of": "pixels"}, "data": {"shape": shape}})
     assert (manifest.groups("nearest"), manifest.groups("fgsm")) == (of, "")
+
+
+def test_an_attack_with_a_budget_of_passes_is_listed_with_it():
+    attacks = [{"name": "best", "steps": 40, "passes": 100}, {"name": "pgd", "steps": 40, "passes": None}]
+    assert [attack["steps"] for attack in Manifest({"attacks": attacks}).attacks] == ["100 passes", "40"]

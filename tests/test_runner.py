@@ -581,8 +581,10 @@ def test_every_recipe_has_a_formulation_that_people_know():
             assert type(row.over_groups[1]) in FORMULATIONS, row.name
 
 
-@pytest.mark.parametrize("passes", [100, 399, 400, 950])
-def test_the_estimate_of_the_time_left_knows_what_a_search_spends(passes):
+@pytest.mark.parametrize(
+    ("passes", "p"), [(100, math.inf), (399, math.inf), (400, math.inf), (950, math.inf), (30, 2.0)]
+)
+def test_the_estimate_of_the_time_left_knows_what_a_search_spends(passes, p):
     """Beside what it spends on samples that stand; an attack of one step counts 2."""
     x = torch.rand(2, 1, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     weight = torch.randn(42, 10, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
@@ -590,9 +592,16 @@ def test_the_estimate_of_the_time_left_knows_what_a_search_spends(passes):
     def model(x):
         return x.flatten(1) @ weight
 
-    attack = eb.recipe("best", eps=1e-9, bounds=(0.0, 1.0), passes=passes)
+    attack = eb.recipe("best", p=p, eps=1e-9, bounds=(0.0, 1.0), passes=passes)
     result = attack(model, x, model(x).argmax(1))
     assert not result.success.any()
     spent = float((result.forwards + result.backwards).double().mean())
     estimate = _cost(SimpleNamespace(attack=attack), SimpleNamespace(eps=(1e-9,)))
     assert 0.85 * spent < estimate < 1.15 * spent
+
+
+def test_the_manifest_says_how_many_passes_were_given(tmp_path):
+    for folder, given in ((tmp_path / "own", {}), (tmp_path / "given", {"passes": 12})):
+        bare_run(config(attacks=("best", "fgsm"), eps=(0.05,), limit=5, **given), folder)
+        attacks = json.loads((folder / "manifest.json").read_text())["attacks"]
+        assert [attack["passes"] for attack in attacks] == [given.get("passes", 100), None]

@@ -26,7 +26,8 @@ def catalogue(kind: str) -> Catalogue:
 def _attacks() -> Catalogue:
     rows = []
     for row in recipes():
-        steps = "in the name" if row.name.endswith("-T") else str(row.steps)
+        unit = " passes" if "passes" in row.options else ""
+        steps = "in the name" if row.name.endswith("-T") else f"{row.steps}{unit}"
         order = "any" if row.order is None else "inf" if row.order == math.inf else f"{row.order:g}"
         budget = "yes" if row.needs_eps else "no"
         rows.append(

@@ -64,7 +64,7 @@ def manifest(
             "classes": None if dataset.classes is None else list(dataset.classes),
             "skipped": [{"file": bad.file, "reason": bad.reason} for bad in dataset.skipped],
         },
-        "attacks": [_attack(name, attack) for name, attack in plan.attacks.items()],
+        "attacks": [_attack(name, attack, plan.config.passes) for name, attack in plan.attacks.items()],
         "p": _number(config.p),
         "eps": [_number(eps) for eps in grid],
         "bounds": _pair(plan.bounds),
@@ -169,11 +169,13 @@ def _interval(values: tuple[float, float, float]) -> dict[str, float | str | Non
     }
 
 
-def _attack(name: str, attack: Attack) -> dict[str, Any]:
+def _attack(name: str, attack: Attack, passes: int | None) -> dict[str, Any]:
     row, _ = find(name)
+    budget = row.steps if passes is None else passes
     return {
         "name": name,
         "steps": attack.schedule.steps,
+        "passes": budget if "passes" in row.options else None,
         "summary": row.summary,
         "reference": row.reference,
         "formulation": FORMULATIONS.get(type(attack.formulation), type(attack.formulation).__name__),

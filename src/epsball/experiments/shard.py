@@ -132,7 +132,8 @@ def _cost(job: Job, work: Work) -> float:
         passes = 80
     if not attack.formulation.budgeted:
         return float(passes * min(attack.schedule.steps, 5))
-    steps = attack.schedule.steps + (attack.schedule.restarts - 1) * attack.schedule.length(1)
+    others = 0 if attack.schedule.turn_after is not None else attack.schedule.restarts - 1  # in place of the steps left
+    steps = attack.schedule.steps + others * attack.schedule.length(1)
     return float((passes * steps + attack.schedule.block_moves) * grid)
 
 

@@ -92,11 +92,18 @@ class Manifest:
 
     @property
     def attacks(self) -> list[dict[str, str]]:
-        """The attacks of the run: name, steps, summary, formulation and reference as text, "" where one is missing."""
+        """The attacks of the run: name, steps, summary, formulation and reference as text, "" where one is missing.
+
+        Where an attack divides a budget of passes itself, the steps are that budget.
+        """
         rows = self.content.get("attacks")
         named = [row for row in rows if isinstance(row, Mapping) and "name" in row] if isinstance(rows, list) else []
         keys = ("name", "steps", "summary", "formulation", "reference")
-        return [{key: "" if row.get(key) is None else printable(row[key]) for key in keys} for row in named]
+        found = [{key: "" if row.get(key) is None else printable(row[key]) for key in keys} for row in named]
+        for text, row in zip(found, named, strict=True):
+            if row.get("passes") is not None:
+                text["steps"] = f"{printable(row['passes'])} passes"
+        return found
 
     def groups(self, attack: str) -> str:
         """Name what a group attack changes few of: "pixels", of flat samples "entries"; "" for other attacks."""
