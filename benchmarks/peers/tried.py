@@ -35,13 +35,9 @@ def many_passes() -> Trials:
     plan = whole.schedule
     longer = replace(plan, steps=plan.steps + 6 * plan.length(1), restarts=plan.restarts - 6)
     fewer = replace(plan, restarts=plan.restarts - 1)
-    three = replace(plan, steps=330, restarts=3, restart_steps=330)
-    ten = replace(plan, steps=300, restarts=10, restart_steps=76)
     yield "whole", whole
     yield "ten polishes, an attempt fewer", replace(whole, formulation=eb.ShrinkingBall(polish=10), schedule=fewer)
     yield "a longer first attempt, six fewer", replace(whole, schedule=longer)
-    yield "three attempts of 330 steps", replace(whole, schedule=three)
-    yield "300 steps, then nine times 76", replace(whole, schedule=ten)
     yield "going on", replace(whole, schedule=replace(plan, continue_step_ball=(2.0, 0.1)))
 
 
