@@ -83,10 +83,10 @@ def of_search(whole: eb.Attack, inside: eb.Schedule) -> dict[str, eb.Attack]:
 
 def of_none(whole: eb.Attack) -> dict[str, eb.Attack]:
     margin = Ranked(eb.Margin("runner-up"), whole.objective.classes)
-    return {
-        "first attempt on the margin": replace(whole, objective=margin),
-        "last point instead of the best": replace(whole, schedule=replace(whole.schedule, keep="last")),
-    }
+    found = {"first attempt on the margin": replace(whole, objective=margin)}
+    if whole.schedule.widening is None:  # beyond the set there is no last point to return
+        found["last point instead of the best"] = replace(whole, schedule=replace(whole.schedule, keep="last"))
+    return found
 
 
 def straight(plan: eb.Schedule) -> eb.Schedule:

@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 pytest.importorskip("pyarrow")
 import pyarrow.parquet as pq
-from benchmarks.peers import cells, environment, exact, networks, summary
+from benchmarks import ablation
+from benchmarks.peers import cells, environment, exact, networks, summary, tried
 from benchmarks.peers.adapters import ours
 from benchmarks.peers.adapters.row import FIXED, MINIMAL, Attack, Job
 from benchmarks.peers.cells import Cell
@@ -377,3 +378,15 @@ def test_the_affine_optimum_is_cvxpys(kind, p):
         eta = ball.smallest(g, torch.from_numpy(given.gap), flat)
         eta = eta[0] if isinstance(eta, tuple) else eta
         np.testing.assert_allclose(torch.linalg.vector_norm(eta, p, dim=1).numpy(), best, rtol=1e-5)
+
+
+@pytest.mark.parametrize("passes", [5, 12, 40, 100, 400])
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+def test_the_variants_of_the_recipes_can_be_made(p, passes):
+    """Their schedules refuse what no longer fits the recipe whole."""
+    best, nearest = ablation.variants_of_best(p, 0.1, passes), ablation.variants_of_nearest(p, passes)
+    assert len(best) > 3
+    assert len(nearest) > 3
+    if p == 1.0:
+        assert len(dict(tried.search_first(0.1, max(passes, 40)))) >= 3
+    assert len(dict(tried.many_passes())) == 4
