@@ -155,7 +155,10 @@ def test_rounder_steps_at_p_1_spread_over_entries_that_saturate():
     x, y, least = torch.zeros(2, 30, dtype=torch.float64), torch.zeros(2, dtype=torch.int64), model.least()
     nearest = eb.recipe("nearest", p=1.0, passes=15, bounds=(0.0, 1.0))
     best = eb.recipe("best", p=1.0, eps=1.02 * least, passes=15, bounds=(0.0, 1.0))
-    own = [replace(attack, schedule=replace(attack.schedule, step_ball=None)) for attack in (nearest, best)]
+    own = [
+        replace(attack, schedule=replace(attack.schedule, step_ball=None, bent_step_ball=None))
+        for attack in (nearest, best)
+    ]
     assert least <= float(nearest(model, x, y).norm.max()) < 1.001 * least
     assert bool(best(model, x, y).success.all())
     assert float(own[0](model, x, y).norm.min()) > 1.2 * least
