@@ -14,6 +14,7 @@ import epsball as eb
 from epsball import networks
 from epsball.data import load
 from epsball.errors import InputError
+from epsball.pace import Pace
 
 EPS = 1.6
 
@@ -143,16 +144,10 @@ def test_a_sample_whose_gain_still_rises_goes_on():
     ],
 )
 def test_who_stalls_at_the_fifth_of_ten_steps(gains, stalls):
-    from epsball.batch import Batch
-
-    batch, points = Batch.__new__(Batch), torch.zeros(1, 1)
-    batch.gains, told = None, []
-    for step, gain in zip((0, 1, 2, 3, 4, 5), (gains[0], -0.99, -0.98, gains[1], gains[1], gains[2]), strict=True):
-        batch.best = (points, torch.tensor([gain], dtype=torch.float64))
-        told.append(batch.stalls(step, 5, 10))
-    assert told[:5] == [None] * 5
-    assert told[5] is not None
-    assert told[5].tolist() == [stalls]
+    pace, told = Pace.of(5, 10, torch.zeros(1, dtype=torch.float64)), []
+    for step, gain in enumerate((gains[0], -0.99, -0.98, gains[1], gains[1], gains[2])):
+        told.append(pace.stalls(step, torch.tensor([gain], dtype=torch.float64)).tolist())
+    assert told == [[False]] * 5 + [[stalls]]
 
 
 class Flat(nn.Module):

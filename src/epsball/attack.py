@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from epsball.block_moves import takes_moves
 from epsball.certification import empty
+from epsball.combinations import check_schedule
 from epsball.errors import InputError
 from epsball.local_models import Linear, LocalModel, Quadratic
-from epsball.objectives import Margin, Objective, Ranked, as_objective
+from epsball.objectives import Margin, Objective, as_objective
 from epsball.prepare import check_prepare, parts, several_backwards
 from epsball.problem import Problem
 from epsball.randomness import Generators
 from epsball.restarts import run
 from epsball.result import AttackResult
 from epsball.schedule import Schedule
-from epsball.sets import ConstraintSet, LpBall
-from epsball.solvers import Formulation, NormConstrained, ShrinkingBall
+from epsball.sets import ConstraintSet
+from epsball.solvers import Formulation, NormConstrained
 from epsball.target_model import TargetModel
 from epsball.validation import check_batch, check_bounds_contain, check_model, check_sample_id, check_seed
 
@@ -79,103 +79,7 @@ class Attack:
                 f"{self.prepare!r}."
             )
         self.local_model.check(as_objective(self.objective))
-        if self.formulation.follows:
-            self._check_search()
-        elif not self.formulation.budgeted and (self.schedule.update == "project" or self.schedule.random_start):
-            raise InputError("a minimal-norm attack has no budget to project onto or start in; accumulate its steps.")
-        if self.schedule.block_moves or self.schedule.restart_corners:
-            self._check_faces()
-        if self.schedule.boundary_steps:
-            self._check_boundary()
-        if self.schedule.continue_step_ball is not None:
-            self._check_continue()
-        if self.schedule.turn_after is not None:
-            self._check_turn()
-        if self.schedule.widening == "found":
-            self._check_found()
-        if self.schedule.bent_step_ball is not None and not (
-            self.formulation.follows or self.schedule.widening == "found"
-        ):
-            raise InputError(
-                "expected eb.ShrinkingBall() or a schedule with widening='found' with bent_step_ball, got "
-                f"{type(self.formulation).__name__}; leave bent_step_ball out."
-            )
-        for option in ("step_ball", "restart_step_ball", "widening", "continue_step_ball"):
-            if getattr(self.schedule, option) is not None and not isinstance(self.constraint, LpBall):
-                raise InputError(
-                    f"expected an eb.LpBall with {option}, got a {type(self.constraint).__name__}; leave {option} out."
-                )
-        if self.schedule.average and isinstance(self.local_model, Quadratic):
-            raise InputError("expected a linear local model with average=True, got a Quadratic; use eb.Linear().")
-        ranked = isinstance(self.objective, Ranked)
-        fresh = self.schedule.random_start or self.schedule.restart_corners or any(self.schedule.dithers())
-        if self.schedule.restarts > 1 and not (ranked or fresh):
-            raise InputError(
-                "restarts without random_start, restart_corners or dither would repeat the same attempt; set one."
-            )
-
-    def _check_search(self) -> None:
-        """Refuse what a minimal-norm search cannot use."""
-        schedule, single = self.schedule, isinstance(self.local_model, Linear)
-        if schedule.update != "project" or schedule.random_start or any(schedule.dithers(True)) or not single:
-            raise InputError(
-                'expected update="project" without random_start and dither, and a linear local model, for a search '
-                "with a shrinking ball; it begins at random points by itself where attempts would repeat."
-            )
-        if schedule.widening is not None:
-            raise InputError("a search with a shrinking ball chooses its radius itself; leave widening out.")
-        if isinstance(self.formulation, ShrinkingBall):
-            self.formulation.check(self.constraint, average=schedule.average)
-
-    def _check_found(self) -> None:
-        """Refuse a first attempt as a search where it could not follow what it finds."""
-        schedule, first = self.schedule, getattr(self.objective, "first", None)
-        plain = not (schedule.random_start or schedule.restart_corners or any(schedule.dithers(True)))
-        follows = isinstance(first, Margin) and first.classes == "runner-up"
-        if type(self.formulation) is not NormConstrained or not plain or not follows or schedule.block_moves:
-            raise InputError(
-                'expected eb.NormConstrained(), eb.Ranked(first=eb.Margin("runner-up")) and no random starts, dither '
-                f'or block_moves with widening="found", got {type(self.formulation).__name__} and {self.objective!r}.'
-            )
-
-    def _check_boundary(self) -> None:
-        """Refuse steps along the boundary where there is no search in the ℓ1 norm."""
-        ball, formulation = self.constraint, self.formulation
-        if type(formulation) is not ShrinkingBall or not isinstance(ball, LpBall) or ball.p != 1.0:
-            raise InputError(
-                "expected eb.ShrinkingBall() over an eb.LpBall with p=1 for boundary_steps, got "
-                f"{type(formulation).__name__} over {ball!r}; leave boundary_steps out."
-            )
-
-    def _check_continue(self) -> None:
-        """Refuse to go on where a search has no promise of the linear model to judge by."""
-        objective, formulation = self.objective, self.formulation
-        if type(formulation) is not ShrinkingBall or not isinstance(objective, Ranked) or not objective.early:
-            raise InputError(
-                "expected eb.ShrinkingBall() and eb.Ranked(early=True) for continue_step_ball, which judges by the "
-                f"linear model at x, got {type(formulation).__name__} and {objective!r}; leave continue_step_ball out."
-            )
-
-    def _check_turn(self) -> None:
-        """Refuse to turn to other classes where there are none, or other attempts begin elsewhere."""
-        schedule = self.schedule
-        plain = not (schedule.random_start or schedule.restart_corners or any(schedule.dithers(True)))
-        if type(self.formulation) is not NormConstrained or not isinstance(self.objective, Ranked) or not plain:
-            raise InputError(
-                "expected eb.NormConstrained(), eb.Ranked() and no random starts or dither with turn_after, got "
-                f"{type(self.formulation).__name__} and {self.objective!r}; leave turn_after out."
-            )
-
-    def _check_faces(self) -> None:
-        """Refuse random moves of blocks, or starts at corners, where there are no faces, or nobody to ask."""
-        named = "block_moves" if self.schedule.block_moves else "restart_corners"
-        if type(self.formulation) is not NormConstrained or not takes_moves(self.constraint):
-            raise InputError(
-                f"expected eb.NormConstrained() over an eb.LpBall with p=inf for {named}, on whose faces the points "
-                f"lie, got {type(self.formulation).__name__} over {self.constraint!r}; leave {named} out."
-            )
-        if self.schedule.block_moves and as_objective(self.objective).surrogates:
-            raise InputError("expected no surrogates with block_moves, which ask the model under attack at each move.")
+        check_schedule(self)
 
     def with_eps(self, eps: float | Tensor) -> Attack:
         """Return the same attack with another budget."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from epsball.errors import InputError
 from epsball.local_models import Expansion, LocalModel
 from epsball.objectives import Objective
+from epsball.pace import Pace
 from epsball.problem import Problem
 from epsball.radius import Radius
 from epsball.randomness import Generators
@@ -25,8 +26,6 @@ from epsball.tensors import expand
 __all__ = ["Batch", "Parts", "State", "place"]
 
 _BENT = 0.5  # the share of what a first step was to gain below which a shorter one is taken for the better
-_PACED = 2  # steps over which the pace of an attempt is taken, and
-_STALLED = 0.06  # the share of what it gained in all below which it hardly gains: it is 0.2 and more where models bend
 
 
 class Parts(Protocol):
@@ -118,7 +117,7 @@ class Batch:
     bent_ball: tuple[float, float] | None = None  # over which those of bent samples are
     goal: ConstraintSet | None = None  # the set itself, while the steps go over one as large or larger
     promise: tuple[Tensor, Tensor] | None = None  # the gain before a search's first step, and what that is to add, (B,)
-    gains: tuple[Tensor, Tensor] | None = None  # the largest at x and two steps before an attempt is judged, (B,)
+    pace: Pace | None = None  # of an attempt that leaves samples which it leads nowhere
 
     @classmethod
     def of(cls, problem: Problem, constraint: ConstraintSet, state: State, streams: Generators, index: Tensor) -> Batch:
@@ -158,7 +157,7 @@ class Batch:
             self.bent_ball,
             None if self.goal is None else self.goal.take(index),
             None if self.promise is None else (self.promise[0][index], self.promise[1][index]),
-            None if self.gains is None else (self.gains[0][index], self.gains[1][index]),
+            None if self.pace is None else self.pace.take(index),
         )
 
     def widen(self, factor: float) -> None:
@@ -204,24 +203,6 @@ class Batch:
             torch.where(better, gain, self.best[1]),
         )
 
-    def stalls(self, step: int, turn: int, steps: int) -> Tensor | None:
-        """Tell at step `turn` of so many who hardly gains any more and at this pace would not succeed, (B,) bool.
-
-        None at the steps before, which are to be told too.
-        """
-        if self.best is None:
-            return None
-        largest = self.best[1]
-        if step == 0:
-            self.gains = largest, largest
-        elif step == turn - _PACED and self.gains is not None:
-            self.gains = self.gains[0], largest
-        if step < turn or self.gains is None:
-            return None
-        first, before = self.gains
-        more = largest - before
-        return (more <= _STALLED * (largest - first)) & (-largest > more * (steps - step) / _PACED)
-
     def search(self, state: State, formulation: Formulation, steps: int, *, continues: bool) -> None:
         """Begin a minimal-norm search of so many steps with what earlier attempts found as the size to beat.
 
@@ -264,8 +245,7 @@ class Batch:
         """Tell who has gained much less at the first step of a search than the linear model promised."""
         if self.promise is not None:
             before, promised = self.promise
-            gained = expansion.value[:, 0] - before
-            state.bent[self.index] = (promised > 0) & (gained < _BENT * promised)
+            state.bent[self.index] = (promised > 0) & (expansion.value[:, 0] - before < _BENT * promised)
 
     def leave(self, state: State, which: Tensor) -> None:
         """Write the perturbations of the samples that leave: the point reached, or the smallest success of a search."""

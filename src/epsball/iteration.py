@@ -12,6 +12,7 @@ from torch import Tensor
 from epsball.batch import Batch, Parts, State, place
 from epsball.blocks import block_signs
 from epsball.local_models import Expansion, GaussNewton
+from epsball.pace import Pace
 from epsball.problem import Problem
 from epsball.sets.base import ConstraintSet
 from epsball.tensors import dot, expand
@@ -55,7 +56,8 @@ def attempt(
         batch.eta = batch.start(boundary=not formulation.uses_model)
     usual: Tensor | None = None
     turns = schedule.turn_after is not None and restart == 0
-    turn = schedule.turn(steps) if turns and stops else -1
+    if turns and stops:
+        batch.pace = Pace.of(schedule.turn(steps), steps, batch.x.flatten(1)[:, 0])
     alone = schedule.restarts == 1 or turns  # whoever does not turn makes no other attempt
     at_x = start == "x" and (batch.radius is None or batch.goal is not None)
     for step in range(steps if formulation.uses_model else 0):
@@ -79,16 +81,15 @@ def attempt(
             outside = batch.outside()
             done = done if outside is None else done & ~outside
         if isinstance(expansion, Expansion) and batch.radius is not None:
-            if step == 1 and batch.promise is not None:
+            if step == 1:
                 batch.compare(state, expansion)
             done = batch.follow(batch.radius, expansion, point, shares[step] / shares[0])
         if schedule.keep == "best" and not dithered:
             batch.keep(expansion.outputs)
         finite, flat = expansion.finite_and_flat()
-        if step <= turn:
+        if batch.pace is not None and batch.best is not None and step <= batch.pace.turn:
             # Where there is no gradient the attempt ends too, with steps to spare.
-            stalled = batch.stalls(step, turn, steps)
-            stalled = flat & ~done if stalled is None else (flat | stalled) & ~done
+            stalled = (flat | batch.pace.stalls(step, batch.best[1])) & ~done
             state.stalled[batch.index] = stalled
             done = done | stalled
         state.count(batch.index, expansion.spent())

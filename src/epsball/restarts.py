@@ -148,8 +148,9 @@ def _turn(
     objective, target = cast(Ranked, problem.objective), problem.target[stalled]
     scores = problem.craft_outputs(problem.x[stalled])
     state.forwards[stalled] += 1
-    count = min(attack.schedule.restarts, objective.classes, scores.shape[1] - 1)
-    labels = scores.scatter(1, target[:, None], -torch.inf).topk(count, dim=1).indices[:, 1:]
+    order = objective.ranking.pieces(scores, target).argsort(dim=1, descending=True, stable=True)
+    # The first attempt was that to the best of them.
+    labels = objective.ranking.chosen(scores, target).gather(1, order)[:, 1 : attack.schedule.restarts]
     turned = problem.turned(objective.ranked(labels, stalled, len(everyone)))
     _best(attack, turned, constraint, state, stalled, stops=stops, shared=False, begun=True)
 
