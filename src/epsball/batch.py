@@ -116,8 +116,9 @@ class Batch:
     step_ball: tuple[float, float] | None = None  # over which steps are solved
     bent_ball: tuple[float, float] | None = None  # over which those of bent samples are
     goal: ConstraintSet | None = None  # the set itself, while the steps go over one as large or larger
-    promise: tuple[Tensor, Tensor] | None = None  # the gain before a search's first step, and what that is to add, (B,)
     pace: Pace | None = None  # of an attempt that leaves samples which it leads nowhere
+    # The gain before a search's first step, and what that is to add, (B,): until the second; nobody leaves before.
+    promise: tuple[Tensor, Tensor] | None = None
 
     @classmethod
     def of(cls, problem: Problem, constraint: ConstraintSet, state: State, streams: Generators, index: Tensor) -> Batch:
@@ -156,7 +157,6 @@ class Batch:
             self.step_ball,
             self.bent_ball,
             None if self.goal is None else self.goal.take(index),
-            None if self.promise is None else (self.promise[0][index], self.promise[1][index]),
             None if self.pace is None else self.pace.take(index),
         )
 

@@ -150,7 +150,7 @@ def _turn(
     state.forwards[stalled] += 1
     order = objective.ranking.pieces(scores, target).argsort(dim=1, descending=True, stable=True)
     # The first attempt was that to the best of them.
-    labels = objective.ranking.chosen(scores, target).gather(1, order)[:, 1 : attack.schedule.restarts]
+    labels = objective.ranking.chosen(scores, target).gather(1, order)[:, 1:]
     turned = problem.turned(objective.ranked(labels, stalled, len(everyone)))
     _best(attack, turned, constraint, state, stalled, stops=stops, shared=False, begun=True)
 
