@@ -25,6 +25,7 @@ from epsball.tensors import expand
 
 __all__ = ["Batch", "Parts", "State", "place"]
 
+_CALM = 1 / 3  # how fast the radius of a search moves, of its rate, where its size is about what it will be
 _BENT = 0.5  # the share of what a first step was to gain below which a shorter one is taken for the better
 
 
@@ -62,6 +63,7 @@ class State:
     exact: Tensor  # whether every local problem was solved globally
     kkt: Tensor  # the largest relative KKT residual, NaN where no solver has one
     stalled: Tensor  # whether it left an attempt that would have led nowhere
+    trusted: Tensor  # whether the linear model at x had promised what a search has found
     bent: Tensor  # whether a search has gained much less than the linear model promised
     size: Tensor  # of the smallest success that a minimal-norm search has kept in eta, inf before the first
 
@@ -88,6 +90,7 @@ class State:
             feasible=~flag,
             exact=~flag,
             stalled=flag.clone(),
+            trusted=flag.clone(),
             bent=flag.clone(),
             kkt=torch.full((len(x),), math.nan, dtype=torch.float64, device=x.device),
             size=torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device),
@@ -108,8 +111,7 @@ class Batch:
     slope: Tensor | None = None  # what a unit of budget gained on each of the objective's pieces when last computed
     best: tuple[Tensor, Tensor] | None = None  # the η (B, *S) with the largest gain so far, and that gain (B,)
     radius: Radius | None = None  # of a minimal-norm search
-    rate: float = 0.0  # how fast the radius moves at the first step
-    leap: float = 1.0  # how many times faster it may fall
+    leap: float = 1.0  # how many times faster its radius may fall
     momentum: float = 0.0  # of projected steps
     before: Tensor | None = None  # η one step ago, where they have
     average: Expansion | None = None  # of the linearisations so far, as functions of the whole perturbation
@@ -149,7 +151,6 @@ class Batch:
             None if self.slope is None else self.slope[index],
             None if self.best is None else (self.best[0][index], self.best[1][index]),
             None if self.radius is None else self.radius.take(index),
-            self.rate,
             self.leap,
             self.momentum,
             None if self.before is None else self.before[index],
@@ -208,11 +209,13 @@ class Batch:
 
         From zero, or from where the samples stand: where it continues, and where nothing was found.
         """
-        self.rate, self.leap = formulation.rate, 1.0 + min(1.0, formulation.haste / steps)
+        self.leap = 1.0 + min(1.0, formulation.haste / steps)
+        trusted, rate = state.trusted[self.index], torch.full_like(state.size[self.index], formulation.rate)
+        rate = torch.where(trusted, _CALM * rate, rate)
         within = isinstance(formulation, ShrinkingBall) and formulation.within
         self.goal = self.constraint if within else None
         floor = self.constraint.eps_of(self.x) if within else None
-        self.radius = Radius.of(self.eta, state.size[self.index], self.rate, floor)
+        self.radius = Radius.of(self.eta, state.size[self.index], rate, floor)
         if not continues:
             self.eta = torch.where(expand(self.radius.found, self.eta), 0.0, self.eta)
 
@@ -235,7 +238,7 @@ class Batch:
         # On a lattice, what was judged is not the point that the steps go on from.
         eta = self.eta if self.constraint.lattice is None else point - self.x
         value, gradient = expansion.value[:, 0].to(self.x.dtype), expansion.gradient[:, 0]
-        radius.follow(self.constraint, self.x, eta, success, value, gradient, self.rate * share, self.leap)
+        radius.follow(self.constraint, self.x, eta, success, value, gradient, share, self.leap)
         self.constraint = self.constraint.with_eps(radius.value)
         if self.goal is not None:
             return radius.found & self.goal.contains(radius.eta, self.x)

@@ -27,8 +27,9 @@ def check_schedule(attack: Attack) -> None:
         _faces(attack)
     if attack.schedule.boundary_steps:
         _boundary(attack)
-    if attack.schedule.continue_step_ball is not None:
-        _continue(attack)
+    for option in ("continue_step_ball", "restart_near"):
+        if getattr(attack.schedule, option) is not None:
+            _promised(attack, option)
     if attack.schedule.turn_after is not None:
         _turn(attack)
     if attack.schedule.widening == "found":
@@ -91,13 +92,13 @@ def _boundary(attack: Attack) -> None:
         )
 
 
-def _continue(attack: Attack) -> None:
-    """Refuse to go on where a search has no promise of the linear model to judge by."""
+def _promised(attack: Attack, option: str) -> None:
+    """Refuse an option for which a search has no promise of the linear model to judge by."""
     objective, formulation = attack.objective, attack.formulation
     if type(formulation) is not ShrinkingBall or not isinstance(objective, Ranked) or not objective.early:
         raise InputError(
-            "expected eb.ShrinkingBall() and eb.Ranked(early=True) for continue_step_ball, which judges by the "
-            f"linear model at x, got {type(formulation).__name__} and {objective!r}; leave continue_step_ball out."
+            f"expected eb.ShrinkingBall() and eb.Ranked(early=True) for {option}, which judges by the linear model "
+            f"at x, got {type(formulation).__name__} and {objective!r}; leave {option} out."
         )
 
 

@@ -35,8 +35,12 @@ def attempt(
     stops: bool,
     shared: bool,
     start: Start = "x",
+    drawn: Tensor | None = None,
 ) -> None:
-    """Run the T steps of Algorithm 1 on the samples `everyone`, dropping those that are finished."""
+    """Run the T steps of Algorithm 1 on the samples `everyone`, dropping those that are finished.
+
+    drawn: of the whole batch, (B,) bool, who begins at a random point all the same.
+    """
     schedule, formulation = attack.schedule, attack.formulation
     steps = schedule.length(restart)
     dithers, shares = schedule.dithers(problem.classifies, steps), schedule.shares(steps)
@@ -54,6 +58,9 @@ def attempt(
         batch.eta = batch.constraint.lmo(block_signs(batch.x, batch.streams.fork(0)), batch.x)
     elif start == "random" or not formulation.uses_model:
         batch.eta = batch.start(boundary=not formulation.uses_model)
+    elif drawn is not None and bool(drawn[everyone].any()):
+        random = batch.start(boundary=False)
+        batch.eta = torch.where(expand(drawn[everyone], random), random, batch.eta)
     usual: Tensor | None = None
     turns = schedule.turn_after is not None and restart == 0
     if turns and stops:

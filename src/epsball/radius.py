@@ -21,24 +21,24 @@ _LEAST = 0.001  # how far the radius moves at the last steps, as a share of itse
 class Radius:
     """The smallest success η (B, *S) with its size (B,), inf where there is none yet, and the radius (B,).
 
-    floor: what the radius does not fall below, (B,).
+    rate: by what share of itself it moves at the first step, (B,). floor: what it does not fall below, (B,).
     """
 
     eta: Tensor
     size: Tensor
     value: Tensor
+    rate: Tensor
     floor: Tensor
 
     @classmethod
-    def of(cls, eta: Tensor, size: Tensor, rate: float, floor: Tensor | None = None) -> Radius:
+    def of(cls, eta: Tensor, size: Tensor, rate: Tensor, floor: Tensor | None = None) -> Radius:
         """Start from what earlier attempts found."""
-        return cls(
-            eta.clone(), size.clone(), size * (1.0 - 0.5 * rate), torch.zeros_like(size) if floor is None else floor
-        )
+        floor = torch.zeros_like(size) if floor is None else floor
+        return cls(eta.clone(), size.clone(), size * (1.0 - 0.5 * rate), rate, floor)
 
     def take(self, index: Tensor) -> Radius:
         """Keep some samples."""
-        return Radius(self.eta[index], self.size[index], self.value[index], self.floor[index])
+        return Radius(self.eta[index], self.size[index], self.value[index], self.rate[index], self.floor[index])
 
     @property
     def found(self) -> Tensor:
@@ -61,12 +61,12 @@ class Radius:
         success: Tensor,
         value: Tensor,
         gradient: Tensor,
-        rate: float,
+        share: float,
         leap: float = 1.0,
     ) -> None:
         """Move the radius after a linearisation at x + η with this value (B,) and gradient (B, *S) of the gain.
 
-        rate: by what share of itself. leap: how many times as far it may fall where the linear model says so.
+        share: of `rate`, by which it moves now. leap: how many times as far it may fall where the linear model says so.
         """
         size, unit = constraint.size(eta).to(value.dtype), constraint.unit
         self.offer(eta, size, success)
@@ -81,14 +81,14 @@ class Radius:
             onward = size[rows] + part.least_size(slope, gap).to(value.dtype).clamp_max(_FAR)
             # Where the box falls short, the distance is between the one without bounds and that to its corner.
             reach[rows] = onward.maximum(torch.where(within, inside, (onward * inside).sqrt()))
-        rate += _LEAST
+        rate = self.rate * share + _LEAST
         onward = (self.value * (1.0 + rate)).maximum(self.value.floor() + unit if unit else self.value)
         moved = torch.where(success, torch.minimum(self.value, self.size) * (1.0 - rate), onward)
         beyond = (success & (value > 0)).nonzero()[:, 0] if leap > 1.0 else rows[:0]
         if len(beyond):
             part, slope = constraint.take(beyond), gradient[beyond]
             whole = part.smallest(slope, dot(slope, eta[beyond]) - value[beyond], x[beyond])
-            least = self.size[beyond] * (1.0 - leap * rate)
+            least = self.size[beyond] * (1.0 - leap * rate[beyond])
             moved[beyond] = moved[beyond].minimum(least.maximum(part.size(whole).to(value.dtype)))
         # Another point as large as the smallest success would be no gain.
         moved = moved.minimum(self.size * (1.0 - 0.5 * rate)).minimum(self.size - unit)

@@ -24,8 +24,8 @@ from epsball.tensors import expand
 
 __all__ = ["run"]
 
-_JUDGED = 2  # attempts of a search after which it is known how far the linear model at x is to be trusted:
-_TRUSTED = (0.4, 1.5)  # where what they found is so many times as large as it had promised
+_JUDGED = 2  # attempts of a search after which samples go on where the linear model at x has misled
+_TRUSTED = (0.4, 1.5)  # it has not where what was found is so many times as large as it had promised
 
 
 def run(attack: Parts, problem: Problem, started: float, *, shared: bool) -> AttackResult:
@@ -70,10 +70,12 @@ def _one(
     """Make attempt `number` on some samples, with the objective whose turn it is."""
     objective, fresh = problem.objective.attempt(number)
     turned = problem if objective is problem.objective else problem.turned(objective)
-    start: Start = "random" if attack.schedule.random_start or fresh else "x"
+    drawn = fresh if isinstance(fresh, Tensor) else None
+    start: Start = "random" if attack.schedule.random_start or fresh is True else "x"
     if attack.schedule.restart_corners and number > 0:
         start = "corners"
-    attempt(attack, turned, constraint, state, active, number, stops=stops, shared=shared and number == 0, start=start)
+    shared = shared and number == 0
+    attempt(attack, turned, constraint, state, active, number, stops=stops, shared=shared, start=start, drawn=drawn)
 
 
 def _search(
@@ -81,20 +83,28 @@ def _search(
 ) -> None:
     """Make the attempts of a minimal-norm search, each with the sizes of those before it to beat, and polish."""
     formulation, objective = attack.formulation, problem.objective
-    promised = torch.zeros_like(state.size)
+    promised, sizes, direct = torch.zeros_like(state.size), state.size[:, None], problem.x
     if isinstance(objective, Ranked) and objective.early and isinstance(formulation, ShrinkingBall):
         batch = Batch.of(problem, constraint, state, problem.streams, everyone)
         expansion = _linearised(problem, objective.ranking, batch, state)
-        order, state.eta = formulation.smallest(expansion, batch.constraint, batch.x)
+        order, sizes, state.eta = formulation.smallest(expansion, batch.constraint, batch.x)
         promised = constraint.size(state.eta)
+        if attack.schedule.restart_near is not None:
+            gap = rounding_of(expansion) - expansion.value.gather(1, order[:, :1])[:, 0]
+            direct = batch.constraint.smallest(expansion.gradient[everyone, order[:, 0]], gap, batch.x)
         state.eta = torch.where(expand(objective.success(expansion.outputs, problem.target), state.eta), 0.0, state.eta)
         labels = objective.ranking.chosen(expansion.outputs, problem.target).gather(1, order)
         problem = problem.turned(objective.ranked(labels, everyone, len(everyone)))
     others, stuck = everyone, everyone[:0]
     for number in range(attack.schedule.restarts):
-        if number == _JUDGED and attack.schedule.continue_step_ball is not None:
-            share = state.size[others] / promised[others]
-            bent = state.size[others].isfinite() & ~((share > _TRUSTED[0]) & (share < _TRUSTED[1]))
+        if number == 1 and attack.schedule.restart_near is not None:
+            # On an affine model this is the solution, which steps may miss where two classes are as near.
+            _offer(problem, constraint, state, others, direct[others])
+            others = others[state.size[others] > constraint.unit]
+            state.trusted = _kept(state.size, promised)
+            problem = _narrowed(problem, constraint, state, others, sizes, attack.schedule.restart_near)
+        elif number == _JUDGED and attack.schedule.continue_step_ball is not None:
+            bent = state.size[others].isfinite() & ~_kept(state.size[others], promised[others])
             stuck = _go_on(attack, problem, constraint, state, others[bent])
             others = others[~bent]
         elif number == _JUDGED + 1 and len(stuck):
@@ -111,6 +121,26 @@ def _search(
             break
     if attack.schedule.boundary_steps:
         follow_boundary(problem, constraint, state, active, attack.schedule.boundary_steps)
+
+
+def _kept(size: Tensor, promised: Tensor) -> Tensor:
+    """Tell where what has been found is about as large as the linear model at x had promised, (B,) bool."""
+    share = size / promised
+    return (share > _TRUSTED[0]) & (share < _TRUSTED[1])
+
+
+def _narrowed(
+    problem: Problem, constraint: ConstraintSet, state: State, others: Tensor, sizes: Tensor, near: float
+) -> Problem:
+    """Leave the classes out of the attempts to come that are far by the linear model, where that can be trusted."""
+    objective = cast(Ranked, problem.objective)
+    within = (sizes <= near * sizes[:, :1]).sum(1)
+    found = torch.full_like(within, -1)
+    found[others] = problem.craft_outputs(place(problem.x[others], state.eta[others], constraint.take(others))).argmax(
+        1
+    )
+    state.forwards[others] += 1
+    return problem.turned(objective.narrowed(torch.where(state.trusted, within, sizes.shape[1]), found))
 
 
 def _go_on(attack: Parts, problem: Problem, constraint: ConstraintSet, state: State, bent: Tensor) -> Tensor:
@@ -246,21 +276,25 @@ def _polish(attack: Parts, problem: Problem, constraint: ConstraintSet, state: S
     batch = Batch.of(problem, constraint, state, problem.streams, active)
     expansion = _linearised(problem, border_of(batch.objective), batch, state)
     value, gradient = expansion.around(batch.eta).value[:, 0], expansion.gradient[:, 0]
-    best, size = batch.eta, state.size[active]
-    gap = rounding_of(expansion) - value
-    for eta in attack.formulation.polished(gradient, gap, batch.eta, batch.constraint, batch.x):
-        placed = place(batch.x, eta, batch.constraint)
-        if constraint.lattice is not None:
-            eta = placed - batch.x
-        outputs = problem.outputs(placed)
-        state.forwards[active] += 1
-        own = batch.constraint.size(eta).to(size.dtype)
-        rounding = 64.0 * torch.finfo(size.dtype).eps
-        smaller = batch.objective.success(outputs, batch.target) & (own < size * (1.0 - rounding))
-        best, size = torch.where(expand(smaller, eta), eta, best), torch.where(smaller, own, size)
-    changed = size < state.size[active]
-    state.eta[active], state.size[active] = best, size
-    return active[changed]
+    gap, smaller = rounding_of(expansion) - value, torch.zeros_like(state.flat[active])
+    for eta in attack.formulation.polished(gradient, gap, batch.eta.clone(), batch.constraint, batch.x):
+        smaller |= _offer(problem, constraint, state, active, eta)
+    return active[smaller]
+
+
+def _offer(problem: Problem, constraint: ConstraintSet, state: State, index: Tensor, eta: Tensor) -> Tensor:
+    """Keep η (b, *S) of the samples `index` where it succeeds and is smaller than what is known; return where, (b,)."""
+    x, own = problem.x[index], constraint.take(index)
+    placed = place(x, eta, own)
+    if constraint.lattice is not None:
+        eta = placed - x
+    size = own.size(eta).to(state.size.dtype)
+    state.forwards[index] += 1
+    success = problem.objective.take(index).success(problem.outputs(placed), problem.target[index])
+    # By more than rounding, which differs from batch to batch.
+    smaller = success & (size < state.size[index] * (1.0 - 64.0 * torch.finfo(size.dtype).eps))
+    state.eta[index[smaller]], state.size[index[smaller]] = eta[smaller], size[smaller]
+    return smaller
 
 
 def _linearised(problem: Problem, objective: Objective, batch: Batch, state: State) -> Expansion:

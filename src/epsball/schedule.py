@@ -57,6 +57,10 @@ class Schedule:
     attempts found is far from what the linear model at x had promised, the model is bent, and the steps of the other
     attempts are spent on one that goes on from there and raises what the first did, over a ball as in step_ball. Where
     there is no gradient, all other attempts but one are made.
+    restart_near: with restarts of a minimal-norm search: where what the first attempt found is about as far as the
+    linear model at x had promised, classes more than so many times as far as the nearest by that model are left out of
+    the others, which go to the nearer ones in rounds, from random points where they have been to them before, and the
+    radius moves a third as fast. The class that the first attempt has been to comes last. One forward pass.
     turn_after: with keep="best", restarts and eb.Ranked, the share of the steps of the first attempt after which it
     leaves samples that hardly gain any more and at their pace would not succeed, and before it those without a
     gradient. Only these make the other attempts, from x to the wrong classes with the second, third and further highest
@@ -84,6 +88,7 @@ class Schedule:
     falls_from: float = 2.0
     turn_after: float | None = None
     bent_step_ball: tuple[float, float] | None = None
+    restart_near: float | None = None
 
     def __post_init__(self) -> None:
         """Refuse schedules that cannot be run or that would leave the ball."""
@@ -119,6 +124,11 @@ class Schedule:
         for name in ("step_ball", "restart_step_ball", "continue_step_ball", "bent_step_ball"):
             if getattr(self, name) is not None:
                 self._check_step_ball(name, getattr(self, name))
+        near = self.restart_near
+        if near is not None and (isinstance(near, bool) or not isinstance(near, Real) or not near >= 1.0):
+            raise InputError(f"expected restart_near >= 1, in distances of the nearest class, got {near!r}.")
+        if near is not None and self.restarts == 1:
+            raise InputError("restart_near is of the attempts after the first, got restarts=1; leave it out.")
         if self.turn_after is not None:
             self._check_turn(self.turn_after)
         length = self.falls_from

@@ -55,8 +55,8 @@ class Objective(ABC):
         """Return the objective to use for these outputs and this target: itself, unless it stands for several."""
         return self
 
-    def attempt(self, number: int) -> tuple[Objective, bool]:
-        """Return the objective of attempt `number`, and whether the attempt must begin at a random point to be new."""
+    def attempt(self, number: int) -> tuple[Objective, bool | Tensor]:
+        """Return the objective of attempt `number`, and whether, or whose, (B,), begins at a random point to be new."""
         return self, False
 
     def take(self, index: Tensor) -> Self:

@@ -30,6 +30,7 @@ _SMALLER = (4 / 3, 0.4)  # those of `nearest` and of its own first attempt of se
 _BENT = (1.5, 0.3)  # the same of samples on which the model is so bent that even these go too far;
 _ONE_STEP = (1.5, 0.15)  # of one step, tried beside the exact one
 _GO_ON, _GO_ON_SPARSE = (2.0, 0.4), (2.0, 0.2)  # those of `nearest` where a sample goes on, and at p = 1
+_NEAR = 1.5  # classes that many times as far as the nearest, by the linear model, have no attempts of `nearest`
 _FEW = 9  # attempts up to which it does: with more all classes have their turn, and that is worth more
 _LONGER, _SOME = 3.0, 5  # the first step of a single attempt of `best` for 1 < p <= 2, and from how many steps on
 _TURN = 0.5  # the share of its steps after which samples may turn to another class,
@@ -46,6 +47,7 @@ def _spend(
     spared: int = 0,
     finds: bool = False,
     bends: bool = False,
+    narrows: bool = False,
     rounded: bool = False,
     turns: bool = False,
 ) -> Schedule:
@@ -53,7 +55,8 @@ def _spend(
 
     Where there is but one attempt, `best` ranks nothing, and `nearest` where it pays. spared: passes that are left
     for something else. finds: the first of several attempts of `best` is a search with a shrinking ball. bends: where
-    the model is bent, `nearest` goes on from what it has found. rounded: the ball has no corners, and a single attempt
+    the model is bent, `nearest` goes on from what it has found; narrows: where it is not, it leaves
+    far classes out. rounded: the ball has no corners, and a single attempt
     of `best` begins with longer steps. turns: from samples that such an attempt leads nowhere the steps that are left
     go to other classes.
     """
@@ -64,7 +67,8 @@ def _spend(
         boundary = min(_ALONG_MOST, int(_ALONG * passes))
     if nearest:
         # Steps along the boundary begin with a linearisation.
-        passes = max(1, passes - _POLISHING - (boundary + 1 if boundary else 0))
+        narrowing = 1 if narrows and early else 0  # two forward passes
+        passes = max(1, passes - _POLISHING - narrowing - (boundary + 1 if boundary else 0))
     first = int(share * passes)
     # Judging the result takes a pass, and of a norm-constrained attack each attempt too.
     judging = 0 if nearest else 1
@@ -93,6 +97,7 @@ def _spend(
         widening="found" if finds else wide if sparse and not nearest else None,
         step_ball=ball if sparse else None,
         restart_step_ball=_STEP_BALL if finds and sparse else None,
+        restart_near=_NEAR if narrows and restarts > 1 else None,
         bent_step_ball=_BENT if sparse and (nearest or finds) else None,
         update="project",
         restarts=restarts,
@@ -168,10 +173,10 @@ SEARCH = (
         "the smallest perturbation: attempts class after class in a ball that shrinks to what has been found",
         "this library",
         lambda o: Ranked(Margin("runner-up"), o.get("classes", 9), early=o.get("passes", 100) >= _EARLY + _POLISHING),
-        partial(_spend, nearest=True),
+        partial(_spend, nearest=True, narrows=True),
         steps=100,
         sparse=partial(_spend, sparse=True, nearest=True, bends=True),
-        rounded=partial(_spend, nearest=True, bends=True),
+        rounded=partial(_spend, nearest=True, bends=True, narrows=True),
         formulation=ShrinkingBall(),
         over_groups=(_spend_on_groups, FewestGroups()),
         options=("passes", "classes"),

@@ -44,8 +44,8 @@ class FewestGroups(ShrinkingBall):
         """Return the set whose size is the number of groups."""
         return GroupCount(constraint) if isinstance(constraint, Groups) else constraint
 
-    def smallest(self, expansion: Expansion, constraint: ConstraintSet, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Find the fewest groups for every piece around x; return their order (B, C), and the first one's η (B, *S).
+    def smallest(self, expansion: Expansion, constraint: ConstraintSet, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Find the fewest groups for every piece around x; return order and numbers, (B, C), and the first one's η.
 
         η is zero where no piece can be brought to zero. Of equal numbers the one with more to spare comes first.
         """
@@ -62,7 +62,8 @@ class FewestGroups(ShrinkingBall):
             nearer = (rank < first) & (gained >= gap)
             best, first = torch.where(expand(nearer, eta), eta, best), torch.where(nearer, rank, first)
             ranks.append(rank)
-        return torch.stack(ranks, 1).argsort(dim=1, stable=True), best
+        ordered, order = torch.stack(ranks, 1).sort(dim=1, stable=True)
+        return order, ordered, best
 
     def polished(
         self, gradient: Tensor, gap: Tensor, eta: Tensor, constraint: ConstraintSet, x: Tensor

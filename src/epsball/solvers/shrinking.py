@@ -55,8 +55,8 @@ class ShrinkingBall(NormConstrained):
         """Order the pieces by the smallest perturbation that brings each to zero inside the bounds; (B, C)."""
         return self.smallest(expansion, constraint, x)[0]
 
-    def smallest(self, expansion: Expansion, constraint: ConstraintSet, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Solve problem (8) for every piece around x; return their order (B, C), and the first one's η (B, *S).
+    def smallest(self, expansion: Expansion, constraint: ConstraintSet, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Solve problem (8) for every piece around x; return their order and sizes in it, (B, C), and the first's η.
 
         η is zero where the box brings none to zero.
         """
@@ -70,7 +70,8 @@ class ShrinkingBall(NormConstrained):
             nearer = (size < first) & (size < _BEYOND)
             best, first = torch.where(expand(nearer, eta), eta, best), torch.minimum(size, first)
             sizes.append(size)
-        return torch.stack(sizes, 1).argsort(dim=1, stable=True), best
+        ordered, order = torch.stack(sizes, 1).sort(dim=1, stable=True)
+        return order, ordered, best
 
     def polished(
         self, gradient: Tensor, gap: Tensor, eta: Tensor, constraint: ConstraintSet, x: Tensor

@@ -1,0 +1,192 @@
+"""Where the linear model at x keeps its promise, `nearest` leaves far classes out, and searches more finely."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import replace
+
+import pytest
+import torch
+from benchmarks.peers import networks
+from torch import Tensor, nn
+
+import epsball as eb
+from epsball import networks as epsball_networks
+from epsball.data import load
+from epsball.objectives import Ranked
+from epsball.radius import Radius
+from test_continue import CLASSES, problem
+
+ORDERS = [1.5, 2.0, math.inf]
+
+
+def affine(samples: int = 30, entries: int = 12, classes: int = 6) -> tuple[nn.Linear, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    model = nn.Linear(entries, classes, dtype=torch.float64)
+    model.weight.data = torch.randn(classes, entries, generator=generator, dtype=torch.float64)
+    model.bias.data = torch.randn(classes, generator=generator, dtype=torch.float64)
+    x = torch.randn(samples, entries, generator=generator, dtype=torch.float64)
+    return model, x, model(x).argmax(1)
+
+
+def distances(model: nn.Linear, x: Tensor, y: Tensor, p: float) -> Tensor:
+    """Compute how far each wrong class of an affine model is without bounds, (B, K), inf for the right one."""
+    scores, weight, dual = model(x).detach(), model.weight.detach(), 1.0 if p == math.inf else p / (p - 1.0)
+    far = torch.full_like(scores, math.inf)
+    for i, right in enumerate(y.tolist()):
+        for wrong in range(scores.shape[1]):
+            if wrong != right:
+                slope = torch.linalg.vector_norm(weight[wrong] - weight[right], dual)
+                far[i, wrong] = (scores[i, right] - scores[i, wrong]) / slope
+    return far
+
+
+def without(attack: eb.Attack) -> eb.Attack:
+    return replace(attack, schedule=replace(attack.schedule, restart_near=None))
+
+
+def test_attempts_go_to_the_near_classes_in_rounds_and_last_to_that_of_the_first():
+    labels = torch.tensor([[4, 2, 3, 1]] * 6)
+    narrowed = Ranked(labels=labels).narrowed(torch.tensor([1, 2, 3, 4, 2, 3]), torch.tensor([4, 4, 4, 2, 3, 3]))
+    turns = [narrowed.attempt(number) for number in range(1, 5)]
+    classes = torch.stack([objective.labels[:, objective.turn - 1] for objective, _ in turns], 1)
+    fresh = torch.stack([drawn for _, drawn in turns], 1)
+    assert classes.tolist() == [
+        [4, 4, 4, 4],
+        [2, 4, 2, 4],
+        [2, 3, 4, 2],
+        [4, 3, 1, 2],
+        [4, 2, 4, 2],  # it has been to one that is far, and to none of these
+        [4, 2, 3, 4],
+    ]
+    assert fresh.sum(1).tolist() == [4, 3, 2, 1, 2, 2]
+    assert bool((fresh == fresh.sort(dim=1)[0]).all())  # once again, always again
+    assert narrowed.attempt(0)[1] is False
+    assert narrowed.attempt(5)[1] is True  # the untargeted one again, from a random point
+
+
+def spied(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], list[Tensor]]:
+    """Record how many classes each sample has left, and the rate of the radius in each attempt."""
+    near, rates, narrowed, of = [], [], Ranked.narrowed, Radius.of.__func__
+
+    def narrow(self: Ranked, count: Tensor, found: Tensor) -> Ranked:
+        near.append(count)
+        return narrowed(self, count, found)
+
+    def begin(cls: type[Radius], eta: Tensor, size: Tensor, rate: Tensor, floor: Tensor | None = None) -> Radius:
+        rates.append(rate)
+        return of(cls, eta, size, rate, floor)
+
+    monkeypatch.setattr(Ranked, "narrowed", narrow)
+    monkeypatch.setattr(Radius, "of", classmethod(begin))
+    return near, rates
+
+
+@pytest.mark.parametrize("p", ORDERS)
+def test_far_classes_are_left_out_where_the_model_is_affine(monkeypatch, p):
+    near, rates = spied(monkeypatch)
+    model, x, y = affine()
+    attack = eb.recipe("nearest", p=p)
+    result = attack(model, x, y)
+    far = distances(model, x, y, p)
+    torch.testing.assert_close(result.norm, far.amin(1), rtol=1e-6, atol=0.0)
+    expected = (far <= attack.schedule.restart_near * far.amin(1, keepdim=True)).sum(1)
+    assert len(set(expected.tolist())) > 1
+    (found,) = near
+    assert torch.equal(found, expected)
+    assert bool((rates[0] == 0.3).all())
+    assert all(torch.allclose(rate, torch.full_like(rate, 0.1)) for rate in rates[1:])
+
+
+@pytest.mark.parametrize("p", ORDERS)
+def test_where_the_linear_model_has_misled_all_classes_keep_their_attempts(monkeypatch, p):
+    near, rates = spied(monkeypatch)
+    model, x, y = problem()
+    attack = eb.recipe("nearest", p=p, bounds=(0.0, 1.0))
+    plan = replace(attack.schedule, restarts=1, restart_near=None, continue_step_ball=None)
+    first = replace(attack, formulation=eb.ShrinkingBall(polish=0), schedule=plan)(model, x, y)
+    rates.clear()
+    attack(model, x, y)
+    point, promised = x.clone().requires_grad_(), torch.full_like(first.norm, math.inf)
+    scores = model(point)
+    for label in range(CLASSES):
+        margin = scores[:, label] - scores.gather(1, y[:, None])[:, 0]
+        (gradient,) = torch.autograd.grad(margin.sum(), point, retain_graph=True)
+        gap = -1.02 * margin.detach()
+        eta = attack.constraint.smallest(gradient, gap, x)
+        met = ((gradient * eta).sum(1) >= gap * 0.999) & (label != y)
+        promised = torch.where(met, promised.minimum(attack.constraint.size(eta)), promised)
+    share = first.norm / torch.where(promised.isfinite(), promised, 0.0)
+    kept = first.success & (share > 0.4) & (share < 1.5)
+    assert 0 < int(kept.sum()) < len(x)
+    (found,) = near
+    assert bool((found[~kept] == CLASSES - 1).all())
+    assert bool((found[kept] < CLASSES - 1).any())
+    assert torch.allclose(rates[1], torch.where(kept, 0.1, 0.3).to(rates[1].dtype))
+
+
+@pytest.mark.parametrize("p", ORDERS)
+def test_a_sample_is_searched_alone_as_it_is_beside_others(p):
+    model, x, y = problem()
+    attack = eb.recipe("nearest", p=p, bounds=(0.0, 1.0))
+    result = attack(model, x, y)
+    for i in (0, 7, 23):
+        alone = attack(model, x[i : i + 1], y[i : i + 1], sample_id=torch.tensor([i]))
+        torch.testing.assert_close(alone.perturbation[0], result.perturbation[i], rtol=1e-7, atol=1e-9)
+
+
+def test_the_same_passes_find_smaller_perturbations():
+    data, model = load("digits", split="test").head(200), epsball_networks.load("digits-cnn")
+    x, y = data.x, data.target
+    for p in ORDERS:
+        attack = eb.recipe("nearest", p=p, bounds=(0.0, 1.0))
+        result, before = attack(model, x, y), without(attack)(model, x, y)
+        assert float(result.norm.mean()) < float(before.norm.mean())
+        assert int(result.backwards.max()) <= int(before.backwards.max())
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("EPSBALL_DATA" not in os.environ, reason="needs MNIST in EPSBALL_DATA")
+@pytest.mark.parametrize("p", [2.0, math.inf])
+def test_on_networks_of_mnist_the_same_passes_find_smaller_perturbations(p):
+    for network in ("mnist-fcnn", "mnist-lenet5"):
+        model = networks.load(network)
+        x, y, _ = networks.samples(network, model, 128)
+        attack = eb.recipe("nearest", p=p, bounds=(0.0, 1.0))
+        assert float(attack(model, x, y).norm.mean()) < float(without(attack)(model, x, y).norm.mean())
+
+
+def test_it_is_for_orders_above_1_and_several_attempts():
+    for p in ORDERS:
+        assert eb.recipe("nearest", p=p).schedule.restart_near == 1.5
+        assert eb.recipe("nearest", p=p, passes=30).schedule.restart_near is None
+    assert eb.recipe("nearest", p=1.0).schedule.restart_near is None
+    assert eb.recipe("nearest", groups="pixels", bounds=(0.0, 1.0)).schedule.restart_near is None
+    assert eb.recipe("best", p=2.0, eps=1.0).schedule.restart_near is None
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: eb.Schedule(restarts=3, restart_near=0.5), "restart_near >= 1"),
+        (lambda: eb.Schedule(restarts=3, restart_near=math.nan), "restart_near >= 1"),
+        (lambda: eb.Schedule(restarts=3, restart_near="2"), "restart_near >= 1"),
+        (lambda: eb.Schedule(restart_near=2.0), "restarts=1"),
+        (
+            lambda: replace(eb.recipe("nearest", p=2.0), objective=eb.Ranked(eb.Margin("runner-up"), early=False)),
+            "expected eb.ShrinkingBall.. and eb.Ranked.early=True. for restart_near|for continue_step_ball",
+        ),
+        (
+            lambda: eb.Attack(
+                eb.LpBall(p=2.0, eps=1.0),
+                objective=eb.Ranked(),
+                schedule=eb.Schedule(restarts=3, restart_near=2.0, update="project"),
+            ),
+            "for restart_near",
+        ),
+    ],
+)
+def test_what_cannot_be_narrowed_is_refused(make, message):
+    with pytest.raises(eb.InputError, match=message):
+        make()
