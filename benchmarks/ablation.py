@@ -5,6 +5,7 @@ eps and the paired 95 % interval of its difference from the whole recipe; for `n
 difference, over the images on which both succeed.
 
     EPSBALL_DATA=... python -m benchmarks.ablation [--networks mnist-robust,mnist-lenet5] [--p 1,2,inf] [--samples 256]
+        [--recipes best,nearest]
 """
 
 from __future__ import annotations
@@ -140,13 +141,14 @@ def variants_of_nearest(p: float, passes: int) -> dict[str, eb.Attack]:
         "one attempt on the runner-up": replace(
             whole,
             objective=Ranked(eb.Margin("runner-up"), 9, early=False),
-            schedule=replace(plan, steps=passes - 2 - along, restarts=1, continue_step_ball=None),
+            schedule=replace(plan, steps=passes - 2 - along, restarts=1, continue_step_ball=None, restart_near=None),
         ),
         "classes not ranked at x": replace(
             whole,
             objective=Ranked(eb.Margin("runner-up"), 9, early=False),
-            schedule=replace(plan, continue_step_ball=None),
+            schedule=replace(plan, continue_step_ball=None, restart_near=None),
         ),
+        **without_narrowing(whole),
         **(without_boundary(whole) if along else {}),
         **without_going_on(whole),
         "no polish": replace(whole, formulation=replace(ball, polish=0)),
@@ -164,6 +166,13 @@ def without_going_on(whole: eb.Attack) -> dict[str, eb.Attack]:
         if plan.continue_step_ball
         else {}
     )
+
+
+def without_narrowing(whole: eb.Attack) -> dict[str, eb.Attack]:
+    """Far classes have attempts too, the one of the first attempt again, and the radius keeps its pace."""
+    plan = whole.schedule
+    everyone = {"all classes, at the first pace": replace(whole, schedule=replace(plan, restart_near=None))}
+    return everyone if plan.restart_near else {}
 
 
 def without_boundary(whole: eb.Attack) -> dict[str, eb.Attack]:
@@ -188,15 +197,17 @@ def main() -> None:
     parser.add_argument("--p", default="1,2,inf")
     parser.add_argument("--samples", type=int, default=256)
     parser.add_argument("--passes", type=int, default=100)
+    parser.add_argument("--recipes", default="best,nearest")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
+    best, nearest = (recipe in arguments.recipes.split(",") for recipe in ("best", "nearest"))
     rows: list[dict[str, object]] = []
     for name in arguments.networks.split(","):
         model = networks.load(name)
         x, y, _ = networks.samples(name, model, arguments.samples)
         for p in map(float, arguments.p.split(",")):
             whole: eb.AttackResult | None = None
-            for label, attack in variants_of_best(p, EPS[name, p], arguments.passes).items():
+            for label, attack in (variants_of_best(p, EPS[name, p], arguments.passes) if best else {}).items():
                 result = measure(attack, model, x, y, label)
                 whole = whole or result
                 difference = paired_difference(result.success.tolist(), whole.success.tolist())
@@ -204,7 +215,7 @@ def main() -> None:
                     row("best", name, p, label, result, 100 * float(result.success.double().mean()), difference, 100)
                 )
             whole = None
-            for label, attack in variants_of_nearest(p, arguments.passes).items():
+            for label, attack in (variants_of_nearest(p, arguments.passes) if nearest else {}).items():
                 result = measure(attack, model, x, y, label)
                 whole = whole or result
                 both = result.success & whole.success

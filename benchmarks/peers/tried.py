@@ -29,16 +29,20 @@ def search_first(eps: float, passes: int) -> Trials:
         yield "a longer search, an attempt fewer", replace(whole, schedule=longer)
 
 
-def many_passes() -> Trials:
-    """`nearest` at p = 2 with 1,000 passes."""
-    whole = eb.recipe("nearest", p=2.0, passes=1000, bounds=(0.0, 1.0))
+def nearest(passes: int) -> Trials:
+    """`nearest` at p = 2."""
+    whole = eb.recipe("nearest", p=2.0, passes=passes, bounds=(0.0, 1.0))
     plan = whole.schedule
-    longer = replace(plan, steps=plan.steps + 6 * plan.length(1), restarts=plan.restarts - 6)
-    fewer = replace(plan, restarts=plan.restarts - 1)
+    others = (plan.restarts - 1) * plan.length(1)
     yield "whole", whole
-    yield "ten polishes, an attempt fewer", replace(whole, formulation=eb.ShrinkingBall(polish=10), schedule=fewer)
-    yield "a longer first attempt, six fewer", replace(whole, schedule=longer)
-    yield "going on", replace(whole, schedule=replace(plan, continue_step_ball=(2.0, 0.1)))
+    yield "all classes, at the first pace", replace(whole, schedule=replace(plan, restart_near=None))
+    for count in (2, 3, 9):
+        if count < plan.restarts - 1:
+            longer = replace(plan, restarts=1 + count, restart_steps=others // count)
+            yield f"{count} attempts after the first", replace(whole, schedule=longer)
+    if passes > 100:
+        longer = replace(plan, steps=plan.steps + 6 * plan.length(1), restarts=plan.restarts - 6)
+        yield "a longer first attempt, six fewer", replace(whole, schedule=longer)
 
 
 def compare(network: str, title: str, trials: Trials, measure: Callable[[eb.AttackResult], float]) -> None:
@@ -62,7 +66,9 @@ def main() -> None:
     for network, eps in (("cifar10-resnet", 3.0), ("mnist-robust", 10.0)):
         for passes in (40, 100):
             compare(network, f"best, p = 1, eps {eps:g}, {passes} passes", search_first(eps, passes), fooled)
-    compare("cifar10-resnet", "nearest, p = 2, 1,000 passes", many_passes(), size)
+    for passes in (100, 1000):
+        compare("cifar10-resnet", f"nearest, p = 2, {passes:,} passes", nearest(passes), size)
+    compare("mnist-lenet5", "nearest, p = 2, 100 passes", nearest(100), size)
 
 
 if __name__ == "__main__":
