@@ -97,7 +97,7 @@ def _search(
         problem = problem.turned(objective.ranked(labels, everyone, len(everyone)))
     others, stuck = everyone, everyone[:0]
     for number in range(attack.schedule.restarts):
-        if number == 1 and attack.schedule.restart_near is not None:
+        if number == 1 and attack.schedule.restart_near is not None and len(others):
             # On an affine model this is the solution, which steps may miss where two classes are as near.
             _offer(problem, constraint, state, others, direct[others])
             others = others[state.size[others] > constraint.unit]
@@ -136,9 +136,8 @@ def _narrowed(
     objective = cast(Ranked, problem.objective)
     within = (sizes <= near * sizes[:, :1]).sum(1)
     found = torch.full_like(within, -1)
-    found[others] = problem.craft_outputs(place(problem.x[others], state.eta[others], constraint.take(others))).argmax(
-        1
-    )
+    point = place(problem.x[others], state.eta[others], constraint.take(others))
+    found[others] = problem.craft_outputs(point).argmax(1)
     state.forwards[others] += 1
     return problem.turned(objective.narrowed(torch.where(state.trusted, within, sizes.shape[1]), found))
 
