@@ -42,12 +42,10 @@ def without(attack: eb.Attack) -> eb.Attack:
     return replace(attack, schedule=replace(attack.schedule, continue_step_ball=None))
 
 
-def bent(attack: eb.Attack, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Tell from outside who is bent: the size after two attempts over the least one that a linear model at x gives."""
-    two = replace(attack.schedule, restarts=2, continue_step_ball=None, boundary_steps=0)
-    found = replace(attack, formulation=eb.ShrinkingBall(polish=0), schedule=two)(model, x, y).norm
+def promised(attack: eb.Attack, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Compute the least size that a linear model at x gives, 0 where the box holds none, (B,)."""
     point = x.clone().requires_grad_()
-    scores, least = model(point), torch.full_like(found, math.inf)
+    scores, least = model(point), torch.full_like(x[:, 0], math.inf)
     for label in range(CLASSES):
         margin = scores[:, label] - scores.gather(1, y[:, None])[:, 0]
         (gradient,) = torch.autograd.grad(margin.sum(), point, retain_graph=True)
@@ -55,7 +53,14 @@ def bent(attack: eb.Attack, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
         eta = attack.constraint.smallest(gradient, gap, x)
         met = ((gradient * eta).sum(1) >= gap * 0.999) & (label != y)
         least = torch.where(met, least.minimum(attack.constraint.size(eta)), least)
-    share = found / torch.where(least.isfinite(), least, 0.0)
+    return torch.where(least.isfinite(), least, 0.0)
+
+
+def bent(attack: eb.Attack, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Tell from outside who is bent: the size after two attempts over the least one that a linear model at x gives."""
+    two = replace(attack.schedule, restarts=2, continue_step_ball=None, boundary_steps=0)
+    found = replace(attack, formulation=eb.ShrinkingBall(polish=0), schedule=two)(model, x, y).norm
+    share = found / promised(attack, model, x, y)
     return ~((share > _TRUSTED[0]) & (share < _TRUSTED[1]))
 
 

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import epsball as eb
-from epsball.local_models import Expansion
 from epsball.target_model import TargetModel, stacked
 from helpers import CLASSES, ORDERS, Counting, affine, generator, images, labels, network, surrogates
 
@@ -164,19 +163,3 @@ def test_growth_saves_passes_and_changes_nothing_where_gradients_do_not_grow():
 def test_linear_models_without_meaning_are_refused(arguments):
     with pytest.raises(eb.InputError, match=f"expected {next(iter(arguments))}"):
         eb.Linear(**arguments)
-
-
-@pytest.mark.parametrize("spoil", [None, "zero", "nan", "inf", "value", "all"])
-def test_what_is_fine_is_finite_with_no_gradient_of_zero(spoil):
-    value, gradient = torch.randn(5, 2, dtype=torch.float64), torch.randn(5, 2, 3, 4, dtype=torch.float64)
-    one = torch.ones(5, dtype=torch.int64)
-    if spoil == "zero":
-        gradient[3, 1] = 0.0
-    elif spoil == "all":
-        gradient[:], value[:] = 0.0, 0.0
-    elif spoil == "value":
-        value[2, 0] = -math.inf
-    elif spoil is not None:
-        gradient[4, 0, 2, 1] = float(spoil)
-    expansion = Expansion(value, gradient, torch.zeros(5, 2, dtype=torch.int64), value, one, one)
-    assert expansion.fine() is (spoil is None)

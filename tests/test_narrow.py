@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 import epsball as eb
 from epsball import networks as epsball_networks
+from epsball.batch import Batch
 from epsball.data import load
 from epsball.objectives import Ranked
 from epsball.radius import Radius
-from test_continue import CLASSES, problem
+from test_continue import CLASSES, problem, promised
 
 ORDERS = [1.5, 2.0, math.inf]
 
@@ -66,12 +67,13 @@ def test_attempts_go_to_the_near_classes_in_rounds_and_last_to_that_of_the_first
     assert narrowed.attempt(5)[1] is True  # the untargeted one again, from a random point
 
 
-def spied(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], list[Tensor]]:
-    """Record how many classes each sample has left, and the rate of the radius in each attempt."""
-    near, rates, narrowed, of = [], [], Ranked.narrowed, Radius.of.__func__
+def spied(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+    """Record how many classes each sample has left, the class it has found, and the rate of each attempt's radius."""
+    near, been, rates, narrowed, of = [], [], [], Ranked.narrowed, Radius.of.__func__
 
     def narrow(self: Ranked, count: Tensor, found: Tensor) -> Ranked:
         near.append(count)
+        been.append(found)
         return narrowed(self, count, found)
 
     def begin(cls: type[Radius], eta: Tensor, size: Tensor, rate: Tensor, floor: Tensor | None = None) -> Radius:
@@ -80,12 +82,14 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], list[Tensor]]:
 
     monkeypatch.setattr(Ranked, "narrowed", narrow)
     monkeypatch.setattr(Radius, "of", classmethod(begin))
-    return near, rates
+    return near, been, rates
 
 
 @pytest.mark.parametrize("p", ORDERS)
 def test_far_classes_are_left_out_where_the_model_is_affine(monkeypatch, p):
-    near, rates = spied(monkeypatch)
+    near, been, rates = spied(monkeypatch)
+    starts, start = [], Batch.start
+    monkeypatch.setattr(Batch, "start", lambda self, **how: starts.append(how) or start(self, **how))
     model, x, y = affine()
     attack = eb.recipe("nearest", p=p)
     result = attack(model, x, y)
@@ -95,29 +99,22 @@ def test_far_classes_are_left_out_where_the_model_is_affine(monkeypatch, p):
     assert len(set(expected.tolist())) > 1
     (found,) = near
     assert torch.equal(found, expected)
+    assert torch.equal(been[0], far.argmin(1))
+    assert len(starts) > 0  # with random points where a class has its second turn
     assert bool((rates[0] == 0.3).all())
     assert all(torch.allclose(rate, torch.full_like(rate, 0.1)) for rate in rates[1:])
 
 
 @pytest.mark.parametrize("p", ORDERS)
 def test_where_the_linear_model_has_misled_all_classes_keep_their_attempts(monkeypatch, p):
-    near, rates = spied(monkeypatch)
+    near, _, rates = spied(monkeypatch)
     model, x, y = problem()
     attack = eb.recipe("nearest", p=p, bounds=(0.0, 1.0))
     plan = replace(attack.schedule, restarts=1, restart_near=None, continue_step_ball=None)
     first = replace(attack, formulation=eb.ShrinkingBall(polish=0), schedule=plan)(model, x, y)
     rates.clear()
     attack(model, x, y)
-    point, promised = x.clone().requires_grad_(), torch.full_like(first.norm, math.inf)
-    scores = model(point)
-    for label in range(CLASSES):
-        margin = scores[:, label] - scores.gather(1, y[:, None])[:, 0]
-        (gradient,) = torch.autograd.grad(margin.sum(), point, retain_graph=True)
-        gap = -1.02 * margin.detach()
-        eta = attack.constraint.smallest(gradient, gap, x)
-        met = ((gradient * eta).sum(1) >= gap * 0.999) & (label != y)
-        promised = torch.where(met, promised.minimum(attack.constraint.size(eta)), promised)
-    share = first.norm / torch.where(promised.isfinite(), promised, 0.0)
+    share = first.norm / promised(attack, model, x, y)
     kept = first.success & (share > 0.4) & (share < 1.5)
     assert 0 < int(kept.sum()) < len(x)
     (found,) = near
@@ -134,6 +131,39 @@ def test_a_sample_is_searched_alone_as_it_is_beside_others(p):
     for i in (0, 7, 23):
         alone = attack(model, x[i : i + 1], y[i : i + 1], sample_id=torch.tensor([i]))
         torch.testing.assert_close(alone.perturbation[0], result.perturbation[i], rtol=1e-7, atol=1e-9)
+
+
+class Cliff(nn.Module):
+    """Two scores whose gap hardly closes up to a sum of 30 and is open beyond: a step may cross it unseen."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores (B, 2)."""
+        total = x.view(x.shape[0], -1).sum(1)
+        gain = torch.where(total > 30.0, 1.0, -torch.exp(-total / 4.0))
+        return 3.0 + torch.stack([torch.zeros_like(gain), gain], 1)
+
+
+def test_a_place_beyond_the_boundary_that_no_step_has_judged_is_not_lost():
+    x = torch.linspace(0.0, 20.0, 400, dtype=torch.float64)[:, None]
+    y = torch.zeros(len(x), dtype=torch.int64)
+    for passes in (38, 40):
+        attack = eb.recipe("nearest", p=2.0, passes=passes)
+        assert int((~attack(Cliff(), x, y).success).sum()) <= int((~without(attack)(Cliff(), x, y).success).sum())
+
+
+def test_a_batch_of_which_nothing_is_left_asks_for_no_pass_of_nobody():
+    for p in ORDERS:
+        result = eb.recipe("nearest", p=p)(Cliff(), torch.full((3, 1), 40.0), torch.zeros(3, dtype=torch.int64))
+        assert result.status == (eb.Status.ALREADY,) * 3
+
+
+def test_classes_exactly_at_the_limit_take_part_whatever_the_rounding(monkeypatch):
+    near, _, _ = spied(monkeypatch)
+    model = nn.Linear(3, 3, bias=False)
+    model.weight.data = torch.tensor([[0.0, 0.0, 0.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    x = -torch.rand(60, 1, generator=torch.Generator().manual_seed(5)) * torch.tensor([[1.0, 1.5, 0.0]])
+    eb.recipe("nearest", p=2.0)(model, x, torch.zeros(60, dtype=torch.int64))
+    assert bool((near[0] == 2).all())
 
 
 def test_the_same_passes_find_smaller_perturbations():

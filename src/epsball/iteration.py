@@ -93,18 +93,15 @@ def attempt(
             done = batch.follow(batch.radius, expansion, point, shares[step] / shares[0])
         if schedule.keep == "best" and not dithered:
             batch.keep(expansion.outputs)
-        broken = flat = None  # as long as all is well, which is the usual case
-        if any(dithers) or not (isinstance(expansion, Expansion) and expansion.fine()):
-            finite, flat = expansion.finite_and_flat()
-            broken = ~finite
+        finite, flat = expansion.finite_and_flat()
         if batch.pace is not None and batch.best is not None and step <= batch.pace.turn:
             # Where there is no gradient the attempt ends too, with steps to spare.
-            stalled = batch.pace.stalls(step, batch.best[1])
-            stalled = (stalled if flat is None else stalled | flat) & ~done
+            stalled = (flat | batch.pace.stalls(step, batch.best[1])) & ~done
             state.stalled[batch.index] = stalled
             done = done | stalled
         state.count(batch.index, expansion.spent())
-        if broken is not None and flat is not None:
+        broken = ~finite
+        if bool((done | broken | flat).any()) or any(dithers):
             outside = batch.outside()
             counts = ~done if outside is None else ~(done | outside)  # what is beyond the set says nothing of it
             state.broken[batch.index] = broken & counts

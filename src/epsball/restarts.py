@@ -100,7 +100,7 @@ def _search(
         if number == 1 and attack.schedule.restart_near is not None and len(others):
             # On an affine model this is the solution, which steps may miss where two classes are as near.
             _offer(problem, constraint, state, others, direct[others])
-            others = others[state.size[others] > constraint.unit]
+            others, direct = others[state.size[others] > constraint.unit], problem.x
             state.trusted = _kept(state.size, promised)
             problem = _narrowed(problem, constraint, state, others, sizes, attack.schedule.restart_near)
         elif number == _JUDGED and attack.schedule.continue_step_ball is not None:
@@ -133,12 +133,16 @@ def _narrowed(
     problem: Problem, constraint: ConstraintSet, state: State, others: Tensor, sizes: Tensor, near: float
 ) -> Problem:
     """Leave the classes out of the attempts to come that are far by the linear model, where that can be trusted."""
+    if len(others) == 0:
+        return problem
     objective = cast(Ranked, problem.objective)
-    within = (sizes <= near * sizes[:, :1]).sum(1)
-    found = torch.full_like(within, -1)
-    point = place(problem.x[others], state.eta[others], constraint.take(others))
-    found[others] = problem.craft_outputs(point).argmax(1)
-    state.forwards[others] += 1
+    # By more than rounding, which differs from batch to batch.
+    within = (sizes <= near * (1.0 + 64.0 * torch.finfo(sizes.dtype).eps) * sizes[:, :1]).sum(1)
+    found, known = torch.full_like(within, -1), others[state.size[others].isfinite()]
+    if len(known):
+        point = place(problem.x[known], state.eta[known], constraint.take(known))
+        found[known] = problem.craft_outputs(point).argmax(1)
+        state.forwards[known] += 1
     return problem.turned(objective.narrowed(torch.where(state.trusted, within, sizes.shape[1]), found))
 
 

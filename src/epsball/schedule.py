@@ -60,7 +60,8 @@ class Schedule:
     restart_near: with restarts of a minimal-norm search: where what the first attempt found is about as far as the
     linear model at x had promised, classes more than so many times as far as the nearest by that model are left out of
     the others, which go to the nearer ones in rounds, from random points where they have been to them before, and the
-    radius moves a third as fast. The class that the first attempt has been to comes last. One forward pass.
+    radius moves a third as fast. The class of what has been found by then comes last; the solution of the linear model
+    at x is tried as well. Two forward passes.
     turn_after: with keep="best", restarts and eb.Ranked, the share of the steps of the first attempt after which it
     leaves samples that hardly gain any more and at their pace would not succeed, and before it those without a
     gradient. Only these make the other attempts, from x to the wrong classes with the second, third and further highest

@@ -59,16 +59,15 @@ class Expansion:
         """Keep some samples."""
         return Expansion(*(getattr(self, field.name)[index] for field in fields(self)))
 
-    def fine(self) -> bool:
-        """Tell at little cost whether all is finite and no gradient zero; where lengths over- or underflow, False."""
-        length = torch.linalg.vector_norm(self.gradient.flatten(2), dim=2)
-        return math.isfinite(float((length + self.value / length).sum()))
-
     def finite_and_flat(self) -> tuple[Tensor, Tensor]:
         """Tell for each sample whether all values and gradients are finite, and whether all gradients are zero."""
         if not self.gradient.numel():
             return self.value.isfinite().all(1), self.value.new_ones(len(self.value), dtype=torch.bool)
-        # The largest magnitude is NaN or inf where an entry is, and 0 where all are.
+        length = torch.linalg.vector_norm(self.gradient.flatten(2), dim=2)
+        if bool(((length > 0) & (length + self.value.abs() < math.inf)).all()):
+            fine = self.value.new_ones(len(self.value), dtype=torch.bool)
+            return fine, ~fine
+        # A length may over- or underflow. The largest magnitude is NaN or inf where an entry is, and 0 where all are.
         largest = torch.stack([norm(gradient, math.inf) for gradient in self.gradient.unbind(1)], 1).amax(1)
         return (largest < math.inf) & (self.value.abs().amax(1) < math.inf), largest == 0  # NaN is not below either
 
