@@ -608,3 +608,25 @@ def test_affine_models_are_solved_exactly_with_fewer_classes_and_a_larger_ball(p
             found.append(eb.Attack(ball, eb.Margin(), eb.Linear(growth=growth), schedule=plan)(model, x, y).gain)
         gains.append(torch.cat(found))
     assert torch.allclose(*gains, atol=1e-12)
+
+
+class Failing(nn.Linear):
+    """Scores that are no numbers where the first entry is above 5."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return scores (B, 3)."""
+        return super().forward(x) * torch.where(x[:, :1] > 5.0, math.nan, 1.0)
+
+
+@pytest.mark.parametrize("passes", [20, 100])
+@pytest.mark.parametrize("p", [1.0, 2.0, math.inf])
+def test_a_sample_without_finite_scores_fails_alone(p, passes):
+    generator = torch.Generator().manual_seed(2)
+    model = Failing(6, 3)
+    model.weight.data = torch.randn(3, 6, generator=generator)
+    x = torch.rand(5, 6, generator=generator)
+    y = model(x).argmax(1)
+    x[2, 0] = 6.0
+    result = eb.recipe("nearest", p=p, passes=passes)(model, x, y)
+    assert [status == eb.Status.NON_FINITE for status in result.status] == [False, False, True, False, False]
+    assert result.success.tolist() == [True, True, False, True, True]

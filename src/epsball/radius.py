@@ -92,4 +92,5 @@ class Radius:
             moved[beyond] = moved[beyond].minimum(least.maximum(part.size(whole).to(value.dtype)))
         # Another point as large as the smallest success would be no gain.
         moved = moved.minimum(self.size * (1.0 - 0.5 * rate)).minimum(self.size - unit)
-        self.value = torch.where(self.found, moved, reach.maximum(known + unit)).clamp_min(unit).maximum(self.floor)
+        value = torch.where(self.found, moved, reach.maximum(known + unit)).clamp_min(unit).maximum(self.floor)
+        self.value = torch.where(value.isnan(), known, value)  # of a sample that leaves: its gain is not a number
