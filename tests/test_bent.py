@@ -11,8 +11,9 @@ from benchmarks.peers import networks as compared
 from torch import Tensor, nn
 
 import epsball as eb
-from epsball.batch import Batch, State
+from epsball.batch import Batch
 from epsball.errors import InputError
+from epsball.state import State
 
 ENTRIES = 40
 
@@ -78,7 +79,7 @@ def test_where_samples_go_on_the_ball_is_that_of_going_on():
     attack = eb.recipe("nearest", p=1.0, bounds=(0.0, 1.0), passes=100)
     attack = replace(attack, schedule=replace(attack.schedule, continue_step_ball=(3.0, 0.2)))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("epsball.restarts._TRUSTED", (2.0, 1.0))  # nobody is
+        patch.setattr("epsball.search._TRUSTED", (2.0, 1.0))  # nobody is
         orders = [p for p, _ in seen(attack, model, x, y)]
     plan = attack.schedule
     assert orders.count(3.0) == (plan.restarts - 2) * plan.length(2)

@@ -12,7 +12,7 @@ from benchmarks.peers import networks
 from torch import Tensor, nn
 
 import epsball as eb
-from epsball.restarts import _TRUSTED
+from epsball.search import _TRUSTED
 
 ORDERS = [1.0, 1.5, 2.0]
 SAMPLES, ENTRIES, CLASSES = 40, 24, 5

@@ -17,6 +17,7 @@ from epsball.batch import Batch
 from epsball.data import load
 from epsball.objectives import Ranked
 from epsball.radius import Radius
+from epsball.search import _kept
 from test_continue import CLASSES, problem, promised
 
 ORDERS = [1.5, 2.0, math.inf]
@@ -76,9 +77,9 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> tuple[list[Tensor], list[Tensor], 
         been.append(found)
         return narrowed(self, count, found)
 
-    def begin(cls: type[Radius], eta: Tensor, size: Tensor, rate: Tensor, floor: Tensor | None = None) -> Radius:
-        rates.append(rate)
-        return of(cls, eta, size, rate, floor)
+    def begin(cls: type[Radius], *what: object, **how: object) -> Radius:
+        rates.append(of(cls, *what, **how).rate)
+        return of(cls, *what, **how)
 
     monkeypatch.setattr(Ranked, "narrowed", narrow)
     monkeypatch.setattr(Radius, "of", classmethod(begin))
@@ -103,6 +104,12 @@ def test_far_classes_are_left_out_where_the_model_is_affine(monkeypatch, p):
     assert len(starts) > 0  # with random points where a class has its second turn
     assert bool((rates[0] == 0.3).all())
     assert all(torch.allclose(rate, torch.full_like(rate, 0.1)) for rate in rates[1:])
+
+
+def test_the_linear_model_is_trusted_between_0_4_and_1_5_times_what_it_promised():
+    size = torch.tensor([0.39, 0.41, 1.0, 1.49, 1.51, math.inf, 0.0, 1.0])
+    promised = torch.tensor([1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+    assert _kept(size, promised).tolist() == [False, True, True, True, False, False, False, False]
 
 
 @pytest.mark.parametrize("p", ORDERS)
@@ -204,8 +211,8 @@ def test_it_is_for_orders_above_1_and_several_attempts():
         (lambda: eb.Schedule(restarts=3, restart_near="2"), "restart_near >= 1"),
         (lambda: eb.Schedule(restart_near=2.0), "restarts=1"),
         (
-            lambda: replace(eb.recipe("nearest", p=2.0), objective=eb.Ranked(eb.Margin("runner-up"), early=False)),
-            "expected eb.ShrinkingBall.. and eb.Ranked.early=True. for restart_near|for continue_step_ball",
+            lambda: replace(eb.recipe("nearest", p=3.0), objective=eb.Ranked(eb.Margin("runner-up"), early=False)),
+            "expected eb.ShrinkingBall.. and eb.Ranked.early=True. for restart_near",
         ),
         (
             lambda: eb.Attack(

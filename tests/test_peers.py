@@ -389,4 +389,5 @@ def test_the_variants_of_the_recipes_can_be_made(p, passes):
     assert len(nearest) > 3
     if p == 1.0:
         assert len(dict(tried.search_first(0.1, max(passes, 40)))) >= 3
-    assert len(dict(tried.nearest(100))) == 3
+    assert len(dict(tried.nearest())) == 3
+    assert len(dict(tried.sparse())) == 2

@@ -99,7 +99,7 @@ def test_after_a_success_that_is_too_large_the_radius_falls_as_far_as_the_linear
     eta, gradient = torch.zeros(2, 4, dtype=torch.float64), torch.zeros(2, 4, dtype=torch.float64)
     eta[:, 0], gradient[:, 0] = 0.5, 2.0
     success, value = torch.tensor([True, False]), torch.tensor([0.3, 0.3], dtype=torch.float64)  # 0.15 too far
-    radius = Radius.of(eta, torch.tensor([0.6, 0.6], dtype=torch.float64), torch.full_like(value, rate))
+    radius = Radius.of(eta, torch.tensor([0.6, 0.6], dtype=torch.float64), rate, torch.zeros(2, dtype=torch.bool))
     radius.follow(ball, x, eta, success, value, gradient, 1.0, leap)
     assert float(radius.value[0]) == pytest.approx(0.5 * expected, rel=0.01)
     assert float(radius.value[1]) == pytest.approx(0.6 * (1.0 - 0.5 * rate), rel=0.01)  # no success, no leap
@@ -483,8 +483,8 @@ def test_the_radius_of_a_search_does_not_fall_below_its_floor():
     ball, x = eb.LpBall(2.0), torch.zeros(2, 3, dtype=torch.float64)
     floor = torch.tensor([0.7, 0.0], dtype=torch.float64)
     gradient, value = torch.ones_like(x), torch.full((2,), 2.0, dtype=torch.float64)
-    rate = torch.full((2,), 0.3, dtype=torch.float64)
-    radius = Radius.of(x, torch.full_like(rate, math.inf), rate, floor)
+    nobody = torch.zeros(2, dtype=torch.bool)
+    radius = Radius.of(x, torch.full((2,), math.inf, dtype=torch.float64), 0.3, nobody, floor)
     for size in (1.0, 0.8, 0.72):
         radius.follow(ball, x, size * gradient / 3**0.5, torch.ones(2, dtype=torch.bool), value, gradient, 1.0)
     assert float(radius.value[0]) == 0.7

@@ -29,15 +29,22 @@ def search_first(eps: float, passes: int) -> Trials:
         yield "a longer search, an attempt fewer", replace(whole, schedule=longer)
 
 
-def nearest(passes: int) -> Trials:
-    """`nearest` at p = 2."""
-    whole = eb.recipe("nearest", p=2.0, passes=passes, bounds=(0.0, 1.0))
+def nearest() -> Trials:
+    """`nearest` at p = 2 with 100 passes."""
+    whole = eb.recipe("nearest", p=2.0, passes=100, bounds=(0.0, 1.0))
     plan = whole.schedule
     others = (plan.restarts - 1) * plan.length(1)
     yield "whole", whole
     yield "all classes, at the first pace", replace(whole, schedule=replace(plan, restart_near=None))
     longer = replace(plan, restarts=3, restart_steps=others // 2)
     yield "two longer attempts after the first", replace(whole, schedule=longer)
+
+
+def sparse() -> Trials:
+    """`nearest` at p = 1 with 100 passes."""
+    whole = eb.recipe("nearest", p=1.0, passes=100, bounds=(0.0, 1.0))
+    yield "whole", whole
+    yield "far classes left out", replace(whole, schedule=replace(whole.schedule, restart_near=1.5))
 
 
 def compare(network: str, title: str, trials: Trials, measure: Callable[[eb.AttackResult], float]) -> None:
@@ -62,7 +69,9 @@ def main() -> None:
         for passes in (40, 100):
             compare(network, f"best, p = 1, eps {eps:g}, {passes} passes", search_first(eps, passes), fooled)
     for network in ("cifar10-resnet", "mnist-lenet5"):
-        compare(network, "nearest, p = 2, 100 passes", nearest(100), size)
+        compare(network, "nearest, p = 2, 100 passes", nearest(), size)
+    for network in ("mnist-fcnn", "mnist-lenet5"):
+        compare(network, "nearest, p = 1, 100 passes", sparse(), size)
 
 
 if __name__ == "__main__":

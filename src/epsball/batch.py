@@ -21,11 +21,11 @@ from epsball.schedule import Schedule
 from epsball.sets import LpBall
 from epsball.sets.base import ConstraintSet
 from epsball.solvers import Formulation, ShrinkingBall
+from epsball.state import State
 from epsball.tensors import expand
 
-__all__ = ["Batch", "Parts", "State", "place"]
+__all__ = ["Batch", "Parts", "place"]
 
-_CALM = 1 / 3  # how fast the radius of a search moves, of its rate, where its size is about what it will be
 _BENT = 0.5  # the share of what a first step was to gain below which a shorter one is taken for the better
 
 
@@ -47,54 +47,6 @@ class Parts(Protocol):
     @property
     def schedule(self) -> Schedule:
         """When and how far to step."""
-
-
-@dataclass
-class State:
-    """What is known of each sample while the loop runs; every field is (B, ...) and updated by index."""
-
-    eta: Tensor
-    forwards: Tensor
-    backwards: Tensor
-    jvps: Tensor
-    flat: Tensor
-    broken: Tensor
-    feasible: Tensor
-    exact: Tensor  # whether every local problem was solved globally
-    kkt: Tensor  # the largest relative KKT residual, NaN where no solver has one
-    stalled: Tensor  # whether it left an attempt that would have led nowhere
-    trusted: Tensor  # whether the linear model at x had promised what a search has found
-    bent: Tensor  # whether a search has gained much less than the linear model promised
-    size: Tensor  # of the smallest success that a minimal-norm search has kept in eta, inf before the first
-
-    def count(self, index: Tensor, spent: tuple[Tensor, Tensor, Tensor]) -> None:
-        """Add forward passes, backward passes and JVPs of some samples."""
-        for total, more in zip((self.forwards, self.backwards, self.jvps), spent, strict=True):
-            if len(index) == len(total):  # everyone, in order
-                total += more
-            else:
-                total.index_add_(0, index, more)
-
-    @classmethod
-    def new(cls, x: Tensor, forwards: int) -> State:
-        """Start at no perturbation, with the forward passes made so far."""
-        flag = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        count = torch.zeros(len(x), dtype=torch.int64, device=x.device)
-        return cls(
-            eta=torch.zeros_like(x),
-            forwards=count + forwards,
-            backwards=count.clone(),
-            jvps=count.clone(),
-            flat=flag,
-            broken=flag.clone(),
-            feasible=~flag,
-            exact=~flag,
-            stalled=flag.clone(),
-            trusted=flag.clone(),
-            bent=flag.clone(),
-            kkt=torch.full((len(x),), math.nan, dtype=torch.float64, device=x.device),
-            size=torch.full((len(x),), math.inf, dtype=x.dtype, device=x.device),
-        )
 
 
 @dataclass
@@ -210,12 +162,12 @@ class Batch:
         From zero, or from where the samples stand: where it continues, and where nothing was found.
         """
         self.leap = 1.0 + min(1.0, formulation.haste / steps)
-        trusted, rate = state.trusted[self.index], torch.full_like(state.size[self.index], formulation.rate)
-        rate = torch.where(trusted, _CALM * rate, rate)
         within = isinstance(formulation, ShrinkingBall) and formulation.within
         self.goal = self.constraint if within else None
         floor = self.constraint.eps_of(self.x) if within else None
-        self.radius = Radius.of(self.eta, state.size[self.index], rate, floor)
+        self.radius = Radius.of(
+            self.eta, state.size[self.index], formulation.rate, calm=state.trusted[self.index], floor=floor
+        )
         if not continues:
             self.eta = torch.where(expand(self.radius.found, self.eta), 0.0, self.eta)
 

@@ -10,12 +10,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from epsball.batch import Batch, State, place
+from epsball.batch import Batch, place
 from epsball.blocks import channel_signs, one_block
 from epsball.problem import Problem
 from epsball.randomness import Generators
 from epsball.sets import LpBall
 from epsball.sets.base import ConstraintSet
+from epsball.state import State
 from epsball.tensors import expand
 
 __all__ = ["Ends", "move_blocks", "takes_moves"]

@@ -8,13 +8,14 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from epsball.batch import Batch, State, place
+from epsball.batch import Batch, place
 from epsball.local_models import Expansion, Linear
 from epsball.objectives import Margin, Objective
 from epsball.problem import Problem
 from epsball.sets import LpBall
 from epsball.sets.base import ConstraintSet
 from epsball.solvers.shrinking import rounding_of
+from epsball.state import State
 from epsball.tensors import dot, expand
 
 __all__ = ["border_of", "follow_boundary"]
@@ -80,7 +81,8 @@ def follow_boundary(problem: Problem, constraint: ConstraintSet, state: State, a
         if ball.lattice is not None:
             eta = place(batch.x, eta, ball) - batch.x
         found = _expand(problem, objective, batch, state, eta)
-        _offer(batch, state, found, eta)
+        success = batch.objective.success(found.outputs, batch.target)
+        state.offer(batch.index, eta, batch.constraint.size(eta).to(state.size.dtype), success)
         _move(ball, centre, found, eta)
 
 
@@ -98,15 +100,6 @@ def _expand(problem: Problem, objective: Objective, batch: Batch, state: State, 
     found = cast(Expansion, problem.expand(Linear(), objective, point, batch.target))
     state.count(batch.index, found.spent())
     return replace(found, value=found.value.to(eta.dtype))
-
-
-def _offer(batch: Batch, state: State, found: Expansion, eta: Tensor) -> None:
-    """Keep the points that succeed and are smaller than what was known."""
-    size, known = batch.constraint.size(eta).to(state.size.dtype), state.size[batch.index]
-    rounding = 64.0 * torch.finfo(size.dtype).eps
-    smaller = batch.objective.success(found.outputs, batch.target) & (size < known * (1.0 - rounding))
-    index = batch.index[smaller]
-    state.eta[index], state.size[index] = eta[smaller], size[smaller]
 
 
 def _move(ball: LpBall, centre: _Centre, found: Expansion, eta: Tensor) -> None:

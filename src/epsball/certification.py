@@ -7,12 +7,12 @@ import time
 import torch
 from torch import Tensor
 
-from epsball.batch import State
 from epsball.errors import Status
 from epsball.problem import Problem
 from epsball.result import AttackResult
 from epsball.sets.base import ConstraintSet
 from epsball.solvers import Formulation
+from epsball.state import State
 from epsball.tensors import flat
 
 __all__ = ["certify", "empty"]

@@ -9,15 +9,17 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from epsball.batch import Batch, Parts, State, place
+from epsball.batch import Batch, Parts, place
 from epsball.blocks import block_signs
-from epsball.local_models import Expansion, GaussNewton
+from epsball.local_models import Expansion, GaussNewton, Linear
+from epsball.objectives import Objective
 from epsball.pace import Pace
 from epsball.problem import Problem
 from epsball.sets.base import ConstraintSet
+from epsball.state import State
 from epsball.tensors import dot, expand
 
-__all__ = ["Start", "attempt"]
+__all__ = ["Start", "attempt", "attempt_in_turn", "linearised"]
 
 Start = Literal["x", "random", "corners", "found"]  # where an attempt begins; "found": where the one before ended
 
@@ -156,6 +158,36 @@ def attempt(
             batch.eta = usual[left]
             _judge(problem, batch, state)
     batch.leave(state, torch.ones(len(batch.index), dtype=torch.bool, device=batch.eta.device))
+
+
+def attempt_in_turn(
+    attack: Parts,
+    problem: Problem,
+    constraint: ConstraintSet,
+    state: State,
+    active: Tensor,
+    number: int,
+    *,
+    stops: bool,
+    shared: bool,
+) -> None:
+    """Make attempt `number` on some samples, with the objective whose turn it is."""
+    objective, fresh = problem.objective.attempt(number)
+    turned = problem if objective is problem.objective else problem.turned(objective)
+    drawn = fresh if isinstance(fresh, Tensor) else None
+    start: Start = "random" if attack.schedule.random_start or fresh is True else "x"
+    if attack.schedule.restart_corners and number > 0:
+        start = "corners"
+    shared = shared and number == 0
+    attempt(attack, turned, constraint, state, active, number, stops=stops, shared=shared, start=start, drawn=drawn)
+
+
+def linearised(problem: Problem, objective: Objective, batch: Batch, state: State) -> Expansion:
+    """Linearise an objective where the samples stand."""
+    point = place(batch.x, batch.eta, batch.constraint)
+    expansion = Linear().expand(problem.craft, objective, point, batch.target, convolutional=problem.convolutional)
+    state.count(batch.index, expansion.spent())
+    return expansion
 
 
 def _judge(problem: Problem, batch: Batch, state: State) -> Tensor:

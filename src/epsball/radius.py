@@ -14,6 +14,7 @@ from epsball.tensors import dot, expand
 __all__ = ["Radius"]
 
 _FAR = 1e18
+_CALM = 1 / 3  # how fast it moves then, of its rate
 _LEAST = 0.001  # how far the radius moves at the last steps, as a share of itself
 
 
@@ -31,10 +32,12 @@ class Radius:
     floor: Tensor
 
     @classmethod
-    def of(cls, eta: Tensor, size: Tensor, rate: Tensor, floor: Tensor | None = None) -> Radius:
-        """Start from what earlier attempts found."""
+    def of(cls, eta: Tensor, size: Tensor, rate: float, calm: Tensor, floor: Tensor | None = None) -> Radius:
+        """Start from what earlier attempts found; calm (B,): whose size is about what it will be, and moves less."""
         floor = torch.zeros_like(size) if floor is None else floor
-        return cls(eta.clone(), size.clone(), size * (1.0 - 0.5 * rate), rate, floor)
+        rates = torch.full_like(size, rate)
+        rates = torch.where(calm, _CALM * rates, rates)
+        return cls(eta.clone(), size.clone(), size * (1.0 - 0.5 * rates), rates, floor)
 
     def take(self, index: Tensor) -> Radius:
         """Keep some samples."""

@@ -55,10 +55,9 @@ def _spend(
 
     Where there is but one attempt, `best` ranks nothing, and `nearest` where it pays. spared: passes that are left
     for something else. finds: the first of several attempts of `best` is a search with a shrinking ball. bends: where
-    the model is bent, `nearest` goes on from what it has found; narrows: where it is not, it leaves
-    far classes out. rounded: the ball has no corners, and a single attempt
-    of `best` begins with longer steps. turns: from samples that such an attempt leads nowhere the steps that are left
-    go to other classes.
+    the model is bent, `nearest` goes on from what it has found; narrows: where it is not, it leaves far classes out.
+    rounded: the ball has no corners, and a single attempt of `best` begins with longer steps. turns: from samples that
+    such an attempt leads nowhere the steps that are left go to other classes.
     """
     early = passes >= _EARLY + _POLISHING
     fewest, boundary = 1, 0
